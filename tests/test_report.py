@@ -1,0 +1,332 @@
+"""The report runner on small real notebooks: each full run below starts real kernels."""
+
+import base64
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from analysis.notebook_parameters import declared_parameters, fits, parse_value
+from analysis.notebook_runs import NotebookJob, job_identity, read_state
+from analysis.progress import NotebookProgress
+from analysis.report import NOTEBOOKS, main, override_parameters, profile_jobs, select_jobs
+from analysis.report_page import flatten, write_page
+from core.errors import GroundingError
+
+DOT = base64.b64encode(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
+        "0000000049454e44ae426082"
+    )
+).decode()
+PARAMETERS = """model: str = "embedded"  # hub id, directory or embedded model
+images: int = 3  # number of images
+threshold: float = 0.5
+layers: list[int] = [0, 1]
+revision: str = ""
+output_dir: str = "reports/example\""""
+WRITE = f"""import base64, pathlib, sys
+out = pathlib.Path(output_dir)
+(out / "tables").mkdir(parents=True, exist_ok=True)
+(out / "figures").mkdir(exist_ok=True)
+(out / "records").mkdir(exist_ok=True)
+(out / "tables" / "scores.csv").write_text("name,score\\n<b>dog</b>,0.25\\ncat,0.75\\n")
+(out / "tables" / "labelled.html").write_text("<!doctype html><body><table><caption>Labelled</caption></table></body>")
+(out / "figures" / "heat_map.png").write_bytes(base64.b64decode("{DOT}"))
+(out / "records" / "run.json").write_text('{{"config": {{"model": {{"revision": "abc123"}}}}}}')
+with open(out / "runs.txt", "a") as log: log.write(f"{{images}} {{sys.executable}}\\n")
+print("counted 12 of 34 images")"""
+MARK = 'pathlib.Path(output_dir, "DONE").touch()'
+GOOD = ["# Where it looks\n\nDoes the runner work?\n\nMore words.", PARAMETERS, WRITE, MARK]
+FAILING = ["# It fails", PARAMETERS, 'print("before")', 'raise ValueError(f"no dog in {images} images")']
+KILLED = ["# It dies", PARAMETERS, "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"]
+UNMARKED = ["# It forgets its marker", PARAMETERS, "1 + 1"]
+
+
+def write_notebook(path: Path, cells: list[str]) -> Path:
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
+    for source in cells:
+        cell = nbformat.v4.new_markdown_cell if source.startswith("#") else nbformat.v4.new_code_cell
+        notebook.cells.append(cell(source))
+        if source == PARAMETERS:
+            notebook.cells[-1].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, path)
+    return path
+
+
+def make_profile(root: Path, notebooks: dict[str, list[str]], parameters: dict) -> Path:
+    (root / "parameters" / "small").mkdir(parents=True)
+    for name, cells in notebooks.items():
+        write_notebook(root / f"{name}.ipynb", cells)
+        (root / "parameters" / "small" / f"{name}.yaml").write_text(yaml.safe_dump(parameters))
+    return root
+
+
+def run(notebooks: Path, output: Path, *words: str) -> int:
+    return main(["--profile", "small", "--notebooks", str(notebooks), "--output", str(output), *words])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
+    root = tmp_path_factory.mktemp("report")
+    kinds = {"a_failing": FAILING, "b_good": GOOD, "c_killed": KILLED, "d_unmarked": UNMARKED}
+    notebooks = make_profile(root / "notebooks", kinds, {"images": 5})
+    return notebooks, root / "out", run(notebooks, root / "out")
+
+
+def test_failures_do_not_lose_the_others(report):
+    _, output, status = report
+    assert status == 1
+    states = {path.name: read_state(path) for path in output.iterdir() if path.is_dir()}
+    assert {name: state.status for name, state in states.items()} == {
+        "a_failing": "failed",
+        "b_good": "finished",
+        "c_killed": "failed",
+        "d_unmarked": "failed",
+    }
+    assert states["a_failing"].error["type"] == "ValueError"
+    assert states["a_failing"].error["message"] == "no dog in 5 images"
+    assert states["c_killed"].error["type"] == "DeadKernelError"
+    assert "DONE" in states["d_unmarked"].error["message"]
+    assert (output / "b_good" / "runs.txt").read_text() == f"5 {sys.executable}\n"
+
+
+def test_page_shows_results_and_failures(report):
+    _, output, _ = report
+    page = (output / "index.html").read_text()
+    for text in (
+        "Where it looks",
+        "Does the runner work?",
+        "no dog in 5 images",
+        "&lt;b&gt;dog&lt;/b&gt;",
+        "abc123",
+        "Labelled",
+    ):
+        assert text in page
+    assert "More words" not in page and "<!doctype html><body>" not in page
+    links = re.findall(r'(?:href|src)="([^"#][^"]*)"', page)
+    assert {
+        "b_good/figures/heat_map.png",
+        "b_good/b_good.html",
+        "a_failing/a_failing.ipynb",
+        "b_good/tables/scores.csv",
+    } <= set(links)
+    assert [link for link in links if not (output / link).exists()] == []
+
+
+def test_html_hides_code_and_fetches_nothing(report):
+    _, output, _ = report
+    html = (output / "b_good" / "b_good.html").read_text()
+    assert "counted 12 of 34 images" in html
+    assert "b64decode" not in html
+    assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="http[^"]*"', html) == []
+
+
+def test_formulas_keep_their_script(tmp_path):
+    from analysis.notebook_html import export_html
+
+    html = export_html(write_notebook(tmp_path / "formula.ipynb", ["# Mean\n\n$A - \\bar A$"])).read_text()
+    assert re.search(r'<script src="http[^"]*mathjax', html, flags=re.IGNORECASE)
+
+
+def test_finished_notebooks_are_skipped_until_something_changes(report, capsys):
+    notebooks, output, _ = report
+    log = output / "b_good" / "runs.txt"
+    assert run(notebooks, output, "--only", "b_good") == 0
+    assert len(log.read_text().splitlines()) == 1
+    assert "finished earlier" in capsys.readouterr().err
+    assert run(notebooks, output, "--only", "b_good", "--force") == 0
+    assert len(log.read_text().splitlines()) == 2  # records were kept
+    assert run(notebooks, output, "--only", "b_good", "-p", "images", "7") == 0
+    assert log.read_text().split()[0] == "7" and len(log.read_text().splitlines()) == 1  # an embedded model's were not
+    assert "no dog in 5 images" in (output / "index.html").read_text()  # what did not run is still shown
+
+
+def test_every_part_of_the_identity_counts(tmp_path):
+    notebook = write_notebook(tmp_path / "one.ipynb", GOOD)
+    before = job_identity(NotebookJob(notebook, {"images": 5}, tmp_path))
+    assert job_identity(NotebookJob(notebook, {"images": 5}, tmp_path / "elsewhere")) == before
+    other = job_identity(NotebookJob(notebook, {"images": 6}, tmp_path))
+    assert {part for part in before if before[part] != other[part]} == {"parameters"}
+    write_notebook(notebook, [*GOOD, "2 + 2"])
+    assert job_identity(NotebookJob(notebook, {"images": 5}, tmp_path))["notebook"] != before["notebook"]
+
+
+def test_fresh_deletes_only_what_a_run_wrote(tmp_path, capsys):
+    notebooks = make_profile(tmp_path / "notebooks", {"one": GOOD}, {})
+    precious = tmp_path / "out" / "one" / "thesis.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    assert run(notebooks, tmp_path / "out", "--fresh") == 2
+    assert "holds no report.json" in capsys.readouterr().err
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-p", "imges", "4"], "no parameter 'imges'; did you mean images?"),
+        (["-p", "images", "many"], "images must be int, got 'many' (str)"),
+        (["-p", "layers", "[0, x]"], "layers must be list[int]"),
+        (["-p", "output_dir", "x"], "`output_dir` is set by the runner"),
+        (["--only", "two"], "no notebook two in this profile; it has: one"),
+        (["--profile", "absent"], "profiles there: small"),
+    ],
+)
+def test_refusals_come_before_any_kernel(tmp_path, capsys, words, message):
+    notebooks = make_profile(tmp_path / "notebooks", {"one": GOOD}, {})
+    assert run(notebooks, tmp_path / "out", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameter_files_are_checked_too(tmp_path, capsys):
+    notebooks = make_profile(tmp_path / "notebooks", {"one": GOOD, "two": GOOD}, {"thresold": 0.5, "images": "3"})
+    assert run(notebooks, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("did you mean threshold?") == 2 and error.count("images must be int") == 2
+
+
+def test_parameter_file_without_notebook_or_mapping(tmp_path):
+    notebooks = make_profile(tmp_path / "notebooks", {"one": GOOD}, {})
+    (notebooks / "parameters" / "small" / "one.yaml").write_text("- 1\n")
+    with pytest.raises(GroundingError, match="must hold `name: value` lines, got list"):
+        profile_jobs("small", tmp_path, notebooks=notebooks)
+    (notebooks / "parameters" / "small" / "absent.yaml").write_text("")
+    with pytest.raises(GroundingError, match=r"absent\.ipynb does not exist"):
+        profile_jobs("small", tmp_path, notebooks=notebooks)
+
+
+def test_notebooks_that_cannot_report_are_refused(tmp_path):
+    with pytest.raises(GroundingError, match="declares no `output_dir: str`"):
+        declared_parameters(write_notebook(tmp_path / "bare.ipynb", ["1 + 1"]))
+    (tmp_path / "broken.ipynb").write_text("not a notebook")
+    with pytest.raises(GroundingError, match="cannot be read as a notebook"):
+        declared_parameters(tmp_path / "broken.ipynb")
+
+
+@pytest.mark.parametrize("line", ["split: str | None = None", 'split: str = ""  # "" = all'])
+def test_parameters_that_papermill_passes_over_are_refused(tmp_path, monkeypatch, line):
+    monkeypatch.setitem(globals(), "PARAMETERS", f"{PARAMETERS}\n{line}")
+    notebook = write_notebook(tmp_path / "one.ipynb", ["# One", PARAMETERS])
+    with pytest.raises(GroundingError, match=r"does not see the parameters split of .*one\.ipynb; .* no second `=`"):
+        declared_parameters(notebook)
+
+
+def test_every_profile_of_this_repository_fits_its_notebooks(tmp_path):
+    profiles = sorted(path.name for path in (NOTEBOOKS / "parameters").iterdir())
+    assert "embedded" in profiles
+    for profile in profiles:
+        jobs = profile_jobs(profile, tmp_path)
+        assert [job.name for job in override_parameters(jobs, [])] == sorted(
+            path.stem for path in NOTEBOOKS.glob("*.ipynb")
+        )
+
+
+def test_overrides_reach_the_notebooks_that_declare_them(tmp_path):
+    other = [PARAMETERS.replace("revision", "split") if cell == PARAMETERS else cell for cell in GOOD]
+    notebooks = make_profile(tmp_path / "notebooks", {"one": GOOD}, {"images": 2})
+    write_notebook(notebooks / "two.ipynb", other)
+    two = nbformat.read(notebooks / "two.ipynb", as_version=4)
+    two.cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(two, notebooks / "two.ipynb")
+    (notebooks / "parameters" / "small" / "two.yaml").write_text("")
+    jobs = profile_jobs("small", tmp_path, notebooks=notebooks)
+    changed = override_parameters(jobs, [("revision", "1"), ("threshold", "1e-3")])
+    assert [job.parameters for job in changed] == [
+        {"images": 2, "revision": "1", "threshold": 1e-3},
+        {"threshold": 1e-3},
+    ]
+    assert [job.parameters for job in jobs] == [{"images": 2}, {}]
+    assert [job.name for job in select_jobs(jobs, ["two", "one"])] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (3, "int", True),
+        (True, "int", False),
+        (3.0, "int", False),
+        (3, "float", True),
+        ("3", "float", False),
+        (False, "bool", True),
+        (0, "bool", False),
+        ([1, 2], "list[int]", True),
+        ([1, "2"], "list[int]", False),
+        (None, "Optional[int]", True),
+        (None, "int", False),
+        ({"a": 1}, "dict", True),
+        ("anything", None, True),
+        ("anything", "Path", True),
+    ],
+)
+def test_fits(value, annotation, expected):
+    assert fits(value, annotation) is expected
+
+
+def test_parse_value():
+    assert parse_value("12", "str") == "12"
+    assert parse_value("2e-4", "float") == 2e-4
+    assert parse_value("[0, 3]", "list[int]") == [0, 3]
+    assert parse_value("null", "Optional[int]") is None
+    assert parse_value("a: [", None) == "a: ["
+
+
+def test_flatten_names_every_leaf():
+    nested = {"model": {"revision": "abc", "layers": [1, 2]}, "seed": 0}
+    assert flatten(nested) == {"model.revision": "abc", "model.layers": "[1, 2]", "seed": "0"}
+
+
+def test_long_tables_are_cut_and_say_so(tmp_path):
+    job = NotebookJob(write_notebook(tmp_path / "one.ipynb", GOOD), {}, tmp_path / "out" / "one")
+    (job.directory / "tables").mkdir(parents=True)
+    (job.directory / "tables" / "tokens.csv").write_text("i\n" + "\n".join(f"row{i}" for i in range(100)))
+    (job.directory / "tables" / "half.csv").write_text("")
+    page = write_page(tmp_path / "out", [job], profile="small").read_text()
+    assert "The first 15 of 100 rows." in page and "row14" in page and "row15" not in page and "not run" in page
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def use(progress: NotebookProgress) -> None:
+    with progress:
+        progress.start("one")
+        progress.advance()
+        progress.write("\x1b[32mimages\x1b[0m 10%\r images 20%\n")
+        progress.end("finished")
+        progress.start("two")
+        progress.end("failed: ValueError: no")
+
+
+def test_progress_in_a_log_is_plain_lines():
+    stream = io.StringIO()
+    use(NotebookProgress({"one": 2, "two": 3}, stream=stream, every=0.0))
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[1/2] one: started, 2 cells"
+    assert lines[2].endswith("images 20%") and "\x1b" not in stream.getvalue() and "\r" not in stream.getvalue()
+    assert lines[-1].startswith("[2/2] two: failed: ValueError: no (")
+
+
+def test_progress_in_a_terminal_is_one_bar_that_ends_full():
+    stream = Terminal()
+    use(NotebookProgress({"one": 2, "two": 3}, stream=stream))
+    assert "5/5" in stream.getvalue()
+    assert "[1/2] one: finished (0 s)\n" in stream.getvalue()
+
+
+def test_state_survives_damage(tmp_path):
+    assert read_state(tmp_path) is None
+    (tmp_path / "report.json").write_text('{"status": "fin')
+    assert read_state(tmp_path) is None
+    (tmp_path / "report.json").write_text(json.dumps({"another": "format"}))
+    assert read_state(tmp_path) is None
