@@ -1,0 +1,135 @@
+"""Images and prompts as one left-padded batch of model inputs, and the same batch with answers appended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import GroundingError
+from core.families.base import Family, Prepared
+from core.geometry import View
+from core.images import load_image
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the processor made of B images with their prompts.
+
+    Attributes:
+        inputs: keyword arguments of the model; `input_ids` is int64 [B, S], padded on the left.
+        prepared: the images as the processor saw them.
+        prompt_ids: per sample, int64 [s] without padding.
+        columns: per sample, int64 [k], positions of the visual tokens along S.
+        views: per sample.
+        many: whether the caller gave lists.
+    """
+
+    inputs: dict[str, Tensor]
+    prepared: tuple[Prepared, ...]
+    prompt_ids: tuple[Tensor, ...]
+    columns: tuple[Tensor, ...]
+    views: tuple[tuple[View, ...], ...]
+    many: bool
+
+    @property
+    def length(self) -> int:
+        """S, the padded length of the prompts."""
+        return self.inputs["input_ids"].shape[1]
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [B, S]; False at padding."""
+        return self.inputs["attention_mask"].bool()
+
+
+def pair(image: Any, prompt: Any) -> tuple[list[Any], list[str], bool]:
+    """Images and prompts of equal number, and whether the caller gave a list of either.
+
+    Raises:
+        GroundingError: two lists of different lengths, or a prompt that is not a text.
+    """
+    many = isinstance(image, list | tuple) or isinstance(prompt, list | tuple)
+    images = list(image) if isinstance(image, list | tuple) else [image]
+    prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+    images = images * len(prompts) if len(images) == 1 else images
+    prompts = prompts * len(images) if len(prompts) == 1 else prompts
+    if len(images) != len(prompts):
+        raise GroundingError(
+            f"{len(images)} images and {len(prompts)} prompts; give one prompt for each, or one for all"
+        )
+    for text in prompts:
+        if not isinstance(text, str):
+            raise GroundingError(f"a prompt is a text, got {type(text).__name__}")
+    return images, prompts, many
+
+
+def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -> Batch:
+    """Process rendered prompts (each with one placeholder) and their images.
+
+    Raises:
+        GroundingError: an unreadable image, or visual tokens that the family's geometry does not explain.
+    """
+    prepared = tuple(family.prepare(load_image(image)) for image in images)
+    tokenizer = family.processor.tokenizer
+    if len(texts) > 1 and tokenizer.pad_token_id is None:
+        raise GroundingError(
+            "this tokenizer has no padding token; give it one (tokenizer.pad_token) or one image at a time"
+        )
+    inputs = family.processor(
+        images=[one.image for one in prepared],
+        text=[_without_bos(tokenizer, text) for text in texts],
+        padding=len(texts) > 1,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    columns = [((row == family.image_token_id) & real).nonzero()[:, 0] for row, real in zip(ids, mask, strict=True)]
+    views = tuple(family.views(inputs, i, len(columns[i]), prepared[i]) for i in range(len(texts)))
+    prompt_ids = tuple(row[real].clone() for row, real in zip(ids, mask, strict=True))
+    return Batch(_to_model(inputs, family), prepared, prompt_ids, tuple(columns), views, many)
+
+
+def extend(batch: Batch, answers: list[Tensor], family: Family) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """The batch with an answer int64 [t] after each prompt, padded on the left again, so that all answers end together.
+
+    Returns:
+        (inputs, columns): keyword arguments of one forward, and the visual positions in it.
+    """
+    mask = batch.mask.cpu()
+    starts = (batch.length - mask.sum(dim=1)).tolist()
+    total = max(len(prompt) + len(answer) for prompt, answer in zip(batch.prompt_ids, answers, strict=True))
+    inputs = dict(batch.inputs)
+    fills = {"input_ids": None} | {name: fill for name, fill in family.answer_fill.items() if name in inputs}
+    for name, fill in fills.items():
+        old = batch.inputs[name].cpu()
+        padding = family.processor.tokenizer.pad_token_id or 0 if name == "input_ids" else 0
+        new = torch.full((len(answers), total), padding, dtype=old.dtype)
+        for i, answer in enumerate(answers):
+            tail = answer if fill is None else torch.full_like(answer, fill)
+            row = torch.cat([old[i, starts[i] :], tail.to(old.dtype)])
+            new[i, total - len(row) :] = row
+        inputs[name] = new.to(batch.inputs[name].device)
+    if family.needs_position_ids:
+        positions = inputs["attention_mask"].long().cumsum(-1) - 1
+        inputs["position_ids"] = positions.clamp(min=0)
+    shifts = [total - len(p) - len(a) for p, a in zip(batch.prompt_ids, answers, strict=True)]
+    columns = tuple(c - start + shift for c, start, shift in zip(batch.columns, starts, shifts, strict=True))
+    return inputs, columns
+
+
+def _without_bos(tokenizer: Any, text: str) -> str:
+    """Chat templates write the first token themselves; the tokenizer would write it twice."""
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
+        return text[len(bos) :]
+    return text
+
+
+def _to_model(inputs: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
+    device, dtype = family.model.device, family.model.dtype
+    return {n: v.to(device, dtype) if v.is_floating_point() else v.to(device) for n, v in inputs.items()}

@@ -1,0 +1,74 @@
+"""Where an LMM's weights and processor come from: the hub, a directory, or this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.errors import GroundingError
+from core.families import family_class
+
+
+def load_checkpoint(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+) -> tuple[nn.Module, Any]:
+    """(model, processor) of a checkpoint; see `core.lmm.load_lmm` for the arguments.
+
+    Raises:
+        GroundingError: nothing loadable there, or a family without an adapter or without a spatial grid.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    source = _source(name_or_path)
+    device = torch.device(_best_device() if device == "auto" else device)
+    if dtype == "auto" and device.type == "cpu":
+        dtype = torch.float32
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        family_class(config.model_type)  # refuse before gigabytes are read
+        processor = AutoProcessor.from_pretrained(source, revision=revision)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, revision=revision)
+    except GroundingError:
+        raise
+    except (OSError, ValueError) as error:
+        raise GroundingError(
+            f"no model could be loaded from {str(name_or_path)!r}: {_first_line(error)} Give a directory written by "
+            "save_pretrained (config.json, weights, processor and tokenizer files), a hub id that this machine can "
+            "download or has in its cache, or 'embedded'."
+        ) from error
+    return model.to(device), processor
+
+
+def _source(name_or_path: str | Path) -> str:
+    name = str(name_or_path)
+    if name in ("embedded", "embedded/llava"):
+        from core.embedded import weights_path
+
+        return str(weights_path("llava"))
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise GroundingError(f"{name!r} has no config.json; give a directory written by save_pretrained")
+    if path.is_file():
+        raise GroundingError(f"{name!r} is a file; give the directory written by save_pretrained that holds it")
+    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if looks_like_path and not path.exists():
+        raise GroundingError(f"the model directory {name!r} does not exist; give a directory, a hub id or 'embedded'")
+    return name
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line if line.endswith(".") else line + "."

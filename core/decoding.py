@@ -1,0 +1,123 @@
+"""How an answer is decoded: options for `generate`, where an answer ends, and ids of a given answer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import GroundingError
+from core.families.base import Family
+
+_OURS = (
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "past_key_values",
+    "output_attentions",
+    "return_dict_in_generate",
+    "generation_config",
+)
+_STEPWISE = {  # options of `generate` and the values with which it runs the model once per token
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "use_cache": (None, True),
+    "cache_implementation": (None, "dynamic", "hybrid"),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "penalty_alpha": (None,),
+    "guidance_scale": (None, 1, 1.0),
+    "use_mtp": (None, False),
+}
+
+
+def generation_options(family: Family, max_new_tokens: int, given: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `model.generate`: greedy, unless the caller says otherwise.
+
+    Raises:
+        GroundingError: no room for a token, or an option that would get in the way of the recording.
+    """
+    if max_new_tokens < 1:
+        raise GroundingError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if refused := [name for name in _OURS if name in given]:
+        raise GroundingError(
+            f"generate does not take {', '.join(refused)}: it makes the inputs itself, options are keyword arguments, "
+            "and attention comes back as Generation.attention (and per head with per_head=True)"
+        )
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1} | given
+    pad = family.processor.tokenizer.pad_token_id
+    if pad is not None:
+        options.setdefault("pad_token_id", pad)
+    if not options["do_sample"]:  # a checkpoint's sampling settings say nothing to greedy decoding
+        for name in ("temperature", "top_p", "top_k"):
+            if getattr(family.model.generation_config, name, None) is not None:
+                options.setdefault(name, None)
+    return options
+
+
+def runs_stepwise(model: nn.Module, options: dict[str, Any]) -> bool:
+    """Whether `generate` runs the model exactly once per token, on a growing cache that keeps what it has seen."""
+    config = copy.deepcopy(model.generation_config)
+    config.update(**options)
+    usual = all(getattr(config, name, None) in values for name, values in _STEPWISE.items())
+    return usual and not options.get("assistant_model") and not options.get("custom_generate")
+
+
+def cut_answers(tails: Tensor, model: nn.Module, options: dict[str, Any]) -> list[Tensor]:
+    """Each row of generated ids int64 [B, new] up to its end-of-sequence token, or to its padding."""
+    eos = options.get("eos_token_id", model.generation_config.eos_token_id)
+    stops = set(eos) if isinstance(eos, list | tuple) else {eos}
+    stops_early = len(tails) > 1 and any(options.get(name) for name in ("stop_strings", "stopping_criteria"))
+    answers = []
+    for row in tails.cpu().tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in stops), None)
+        if end is None:
+            end = len(row)
+            while stops_early and end > 0 and row[end - 1] == options.get("pad_token_id"):
+                end -= 1
+        answers.append(torch.tensor(row[:end], dtype=torch.int64))
+    return answers
+
+
+def answer_ids(answer: Any, family: Family) -> Tensor:
+    """int64 [t] of a given answer: a text, tokenised alone without special tokens, or ids.
+
+    Raises:
+        GroundingError: neither text nor ids, or ids outside the vocabulary.
+    """
+    if isinstance(answer, str):
+        ids = family.processor.tokenizer(answer, add_special_tokens=False).input_ids
+    else:
+        ids = answer.tolist() if hasattr(answer, "tolist") else answer
+        if not isinstance(ids, list | tuple) or not all(isinstance(i, int) for i in ids):
+            raise GroundingError(f"an answer is a text or a sequence of int64 ids [t], got {answer!r}")
+    size = family.model.get_input_embeddings().num_embeddings
+    if outside := [i for i in ids if not 0 <= i < size]:
+        raise GroundingError(f"the answer holds the ids {outside[:5]}, outside the vocabulary of {size} tokens")
+    return torch.tensor(list(ids), dtype=torch.int64)
+
+
+def refuse_image_token(answers: list[Tensor], family: Family) -> None:
+    """A model cannot be forced to have said the image token: it would look for pixels there.
+
+    Raises:
+        GroundingError: the image token is among an answer's ids.
+    """
+    if any((ids == family.image_token_id).any() for ids in answers):
+        raise GroundingError(
+            f"an answer holds the image token {family.placeholder!r} (id {family.image_token_id}), which stands for "
+            f"pixels and cannot be replayed; take it out, or generate with suppress_tokens=[{family.image_token_id}]"
+        )
+
+
+def describe(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as JSON can hold them."""
+    simple = (str, int, float, bool, type(None))
+    return {
+        name: value
+        if isinstance(value, simple) or (isinstance(value, list) and all(isinstance(v, simple) for v in value))
+        else repr(value)
+        for name, value in options.items()
+    }

@@ -1,0 +1,106 @@
+"""What the rest of the package asks of a model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from core.errors import GroundingError
+from core.geometry import View
+
+GEOMETRIES = ("processor", "pad")
+MAX_ASPECT = 200  # beyond this, processors make images of gigabytes or refuse
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as it goes to the processor: `offset` (x, y) is where the original's corner lies on it, in pixels."""
+
+    image: Image.Image
+    size: tuple[int, int]  # (H, W) of the original
+    offset: tuple[int, int] = (0, 0)
+
+
+class Family(ABC):
+    """One adapter per model family: the placeholder, the views, and how inputs grow by an answer.
+
+    Args:
+        model: the transformers model.
+        processor: its processor.
+        geometry: "processor" shows the model what its processor shows it; "pad" pads an image that the processor
+            would crop, so that nothing of it is lost.
+    """
+
+    image_block: ClassVar[str] = "{placeholder}"  # what stands for the image in a prompt
+    answer_fill: ClassVar[dict[str, int]] = {"attention_mask": 1}  # per-token inputs and their value at answer tokens
+    needs_position_ids: ClassVar[bool] = True  # give a padded replay the positions that `generate` would
+
+    def __init__(self, model: nn.Module, processor: Any, *, geometry: str = "processor"):
+        if geometry not in GEOMETRIES:
+            raise GroundingError(f"unknown geometry {geometry!r}; use one of {', '.join(GEOMETRIES)}")
+        self.model, self.processor, self.geometry = model, processor, geometry
+
+    @property
+    def image_token_id(self) -> int:
+        """The id that stands at every visual position."""
+        return self.model.config.image_token_id
+
+    @property
+    def placeholder(self) -> str:
+        """The text of the image token, once per image in a prompt; the processor expands it."""
+        return self.processor.image_token
+
+    @property
+    def text_model(self) -> nn.Module:
+        """The decoder whose attention is captured."""
+        return self.model.model.language_model
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """The image for the processor.
+
+        Raises:
+            GroundingError: the image is too narrow for the family's processor.
+        """
+        width, height = image.size
+        if max(width, height) > MAX_ASPECT * min(width, height) and not self.accepts_any_aspect(image):
+            raise GroundingError(
+                f"the image of {width} x {height} pixels is longer than {MAX_ASPECT} times its width, which this "
+                "model's processor cannot take; crop or pad it first"
+            )
+        return Prepared(image, (height, width))
+
+    def accepts_any_aspect(self, image: Image.Image) -> bool:
+        """Whether the processor's memory stays bounded however long the image is."""
+        return False
+
+    @abstractmethod
+    def views(self, inputs: dict[str, Tensor], sample: int, count: int, prepared: Prepared) -> tuple[View, ...]:
+        """The grids of one sample, the default one last.
+
+        Args:
+            inputs: what the processor made of the whole batch.
+            sample: its place in the batch.
+            count: number k of its visual positions.
+            prepared: its image.
+
+        Raises:
+            GroundingError: the grids do not add up to k tokens.
+        """
+
+    @staticmethod
+    def grid(start: int, h: int, w: int, row_length: int | None = None) -> Tensor:
+        """int64 [h, w]: positions of a row-major grid whose rows lie `row_length` (default w) positions apart."""
+        row_length = w if row_length is None else row_length
+        return start + torch.arange(h)[:, None] * row_length + torch.arange(w)[None, :]
+
+    def mismatch(self, expected: int, count: int, what: str) -> GroundingError:
+        """The error for a number of visual tokens that the geometry does not explain."""
+        return GroundingError(
+            f"{what} would be {expected} visual tokens, but the prompt holds {count}; the processor's settings do not "
+            "belong to this model"
+        )

@@ -1,0 +1,53 @@
+"""What one call of an LMM leaves behind: the answer, and where the model looked while it wrote each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from core.errors import GroundingError
+from core.geometry import View
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """An answer with the attention that its tokens paid to the image. All tensors are on the CPU.
+
+    Attributes:
+        text: the answer without special tokens.
+        token_ids: int64 [t], as generated (with the end-of-sequence token where the model wrote one).
+        prompt_ids: int64 [s], as the model saw them, image tokens expanded, no padding.
+        attention: float32 [t, k], mean over all layers and heads of each token's attention row (softmax over all
+            keys) at the k visual positions, in sequence order, newline slots included.
+        views: the grids; the last one is the default (the high-resolution grid of tiled families).
+        token_spans: int64 [t, 2], the characters of `text` that each token wrote; (c, c) for special tokens.
+        image_size: (H, W) of the upright original image.
+        attention_per_head: float32 [t, l, n, k] when asked for.
+        model: provenance: name, revision, family, dtype, row convention, generation options.
+    """
+
+    text: str
+    token_ids: Int64[Tensor, " t"]
+    prompt_ids: Int64[Tensor, " s"]
+    attention: Float32[Tensor, "t k"]
+    views: tuple[View, ...]
+    token_spans: Int64[Tensor, "t 2"]
+    image_size: tuple[int, int]
+    attention_per_head: Float32[Tensor, "t l n k"] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def view(self, name: str | None = None) -> View:
+        """The view of that name, or the default one (the last).
+
+        Raises:
+            GroundingError: no view has that name.
+        """
+        if name is None:
+            return self.views[-1]
+        for view in self.views:
+            if view.name == name:
+                return view
+        raise GroundingError(f"no view is called {name!r}; this model has {', '.join(v.name for v in self.views)}")

@@ -1,0 +1,284 @@
+"""A large multimodal model that tells where it looked: load it, let it answer, or replay any answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.batch import Batch, encode, extend, pair
+from core.capture import RowRecorder, model_lock, recording
+from core.checkpoints import load_checkpoint
+from core.decoding import (
+    answer_ids,
+    cut_answers,
+    describe,
+    generation_options,
+    refuse_image_token,
+    runs_stepwise,
+)
+from core.errors import GroundingError
+from core.families import family_class
+from core.generation import Generation
+from core.prompts import render_prompt
+from core.spans import decode_with_spans
+
+ROWS = ("predicting", "self")
+
+
+class LMM:
+    """A model, its processor and the adapter of its family.
+
+    Args:
+        model: a transformers image-text-to-text model.
+        processor: its processor.
+        geometry: "processor", or "pad" to lose nothing of an image that the processor would crop.
+        template: prompt template for all calls, see `core.prompts.render_prompt`; None for the chat template.
+        name: what to write into the provenance; by default the path or hub id that the model came from.
+
+    Raises:
+        GroundingError: no adapter for the model's family, or an unknown geometry.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        *,
+        geometry: str = "processor",
+        template: str | None = None,
+        name: str | None = None,
+    ):
+        family = family_class(model.config.model_type)
+        if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+            raise GroundingError(
+                f"{type(processor).__name__} is not a multimodal processor; give one with a tokenizer and an image "
+                "processor (AutoProcessor.from_pretrained of the model's directory)"
+            )
+        self.model, self.processor = model.eval(), processor
+        self.family = family(model, processor, geometry=geometry)
+        self.template = template
+        self.name = name or model.config.name_or_path or type(model).__name__
+        tokenizer = processor.tokenizer
+        if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return self.model.device
+
+    def generate(
+        self,
+        image: Any,
+        prompt: str | list | tuple,
+        *,
+        max_new_tokens: int = 512,
+        per_head: bool = False,
+        row: str = "predicting",
+        system: str | None = None,
+        template: str | None = None,
+        **extra: Any,
+    ) -> Generation | list[Any]:
+        """Let the model answer, greedily unless told otherwise, and keep where each token looked.
+
+        Args:
+            image: anything `core.images.load_image` reads, or a list of them (a batch, padded on the left).
+            prompt: one prompt for all images, or one for each.
+            max_new_tokens: longest answer in tokens.
+            per_head: keep float32 [t, l, n, k], too.
+            row: "predicting" takes the row of the position that predicts a token (the paper's definition); "self"
+                the row whose query is the token.
+            system: system prompt in place of the template's own.
+            template: as in the constructor, for this call.
+            extra: passed to `model.generate`. Beams, several sequences, assistants and other caches than
+                the default are generated plainly and then replayed.
+
+        Returns:
+            A `Generation`; for a list of images or prompts a list of them; with num_return_sequences > 1 a list of
+            that many in place of each.
+
+        Raises:
+            GroundingError: an unreadable image, a prompt that cannot be rendered, or an option that is not ours to
+                give.
+
+        Source: paper section 3.1. The reference runs eager attention with `output_attentions=True` on one image.
+        """
+        _check_row(row)
+        options = generation_options(self.family, max_new_tokens, extra)
+        batch = self._encode(image, prompt, system=system, template=template)
+        provenance = {"method": "generate", "row": row, "system": system, "generation": describe(options)}
+        provenance["template"] = self.template if template is None else template
+        with model_lock(self.model), torch.no_grad():
+            if row == "predicting" and runs_stepwise(self.model, options):
+                results = self._generate_recorded(batch, options, per_head, provenance)
+            else:
+                results = self._generate_replayed(batch, options, per_head, row, provenance)
+        return results if batch.many else results[0]
+
+    def _generate_recorded(
+        self, batch: Batch, options: dict[str, Any], per_head: bool, provenance: dict[str, Any]
+    ) -> list[Generation]:
+        recorder = self._recorder(batch.columns, batch.mask, first=batch.length - 1, per_head=per_head)
+        with recording(self.model, self.family.text_model, recorder):
+            sequences = self.model.generate(**batch.inputs, **options)
+        answers = cut_answers(sequences[:, batch.length :], self.model, options)
+        rows = [
+            (mean[: len(ids)], None if heads is None else heads[: len(ids)])
+            for (mean, heads), ids in zip(recorder.finish(), answers, strict=True)
+        ]
+        return self._results(batch, answers, rows, per_head, provenance)
+
+    def _generate_replayed(
+        self, batch: Batch, options: dict[str, Any], per_head: bool, row: str, provenance: dict[str, Any]
+    ) -> list[Any]:
+        """Plain generation, then one teacher-forced pass of the batch per returned sequence."""
+        sequences = self.model.generate(**batch.inputs, **options)
+        copies = len(sequences) // len(batch.prepared)
+        answers = cut_answers(sequences[:, batch.length :], self.model, options)
+        turns = [
+            self._replay(batch, answers[turn::copies], per_head=per_head, row=row, provenance=provenance)
+            for turn in range(copies)
+        ]
+        return [list(group) for group in zip(*turns, strict=True)] if copies > 1 else turns[0]
+
+    def replay(
+        self,
+        image: Any,
+        prompt: str | list | tuple,
+        answer: Any,
+        *,
+        per_head: bool = False,
+        row: str = "predicting",
+        system: str | None = None,
+        template: str | None = None,
+    ) -> Generation | list[Any]:
+        """Ground any given answer: one teacher-forced forward of prompt and answer.
+
+        Args:
+            image, prompt, per_head, row, system, template: as for `generate`.
+            answer: a text, tokenised alone without special tokens, or int64 ids [t]; for a batch a list of them. An
+                empty answer gives a `Generation` with t = 0.
+
+        Returns:
+            A `Generation`, or a list of them for a batch.
+
+        Raises:
+            GroundingError: as for `generate`; or the answer holds the image token; or ids outside the vocabulary.
+        """
+        _check_row(row)
+        batch = self._encode(image, prompt, system=system, template=template)
+        given = [answer] if not batch.many else answer
+        if not isinstance(given, list | tuple) or len(given) != len(batch.prepared):
+            raise GroundingError(f"give one answer for each of the {len(batch.prepared)} images, as a list")
+        answers = [answer_ids(one, self.family) for one in given]
+        provenance = {"method": "replay", "row": row, "system": system}
+        provenance["template"] = self.template if template is None else template
+        with model_lock(self.model), torch.no_grad():
+            results = self._replay(batch, answers, per_head=per_head, row=row, provenance=provenance)
+        return results if batch.many else results[0]
+
+    def _encode(self, image: Any, prompt: Any, *, system: str | None, template: str | None) -> Batch:
+        images, prompts, many = pair(image, prompt)
+        if not images:
+            raise GroundingError("no images were given")
+        template = self.template if template is None else template
+        texts = [render_prompt(text, self.family, template=template, system=system) for text in prompts]
+        return encode(self.family, images, texts, many=many)
+
+    def _recorder(self, columns: tuple[Tensor, ...], mask: Tensor, **options: Any) -> RowRecorder:
+        layers = self.model.config.get_text_config().num_hidden_layers
+        return RowRecorder(columns=columns, mask=mask, layers=layers, **options)
+
+    def _replay(
+        self, batch: Batch, answers: list[Tensor], *, per_head: bool, row: str, provenance: dict[str, Any]
+    ) -> list[Generation]:
+        longest = max(len(ids) for ids in answers)
+        if longest == 0:
+            return self._results(batch, answers, [None] * len(answers), per_head, provenance)
+        refuse_image_token(answers, self.family)
+        inputs, columns = extend(batch, answers, self.family)
+        first = inputs["input_ids"].shape[1] - longest - (row == "predicting")
+        mask = inputs["attention_mask"].bool()
+        recorder = self._recorder(columns, mask, first=first, last=first + longest - 1, per_head=per_head)
+        with recording(self.model, self.family.text_model, recorder):
+            self.model(**inputs, use_cache=False, logits_to_keep=1)
+        rows = [
+            (mean[longest - len(ids) :], None if heads is None else heads[longest - len(ids) :])
+            for (mean, heads), ids in zip(recorder.finish(), answers, strict=True)
+        ]
+        return self._results(batch, answers, rows, per_head, provenance)
+
+    def _results(
+        self, batch: Batch, answers: list[Tensor], rows: list[Any], per_head: bool, provenance: dict[str, Any]
+    ) -> list[Generation]:
+        text_config = self.model.config.get_text_config()
+        results = []
+        for i, ids in enumerate(answers):
+            k = len(batch.columns[i])
+            empty = torch.zeros(0, text_config.num_hidden_layers, text_config.num_attention_heads, k)
+            mean, heads = (empty.sum(dim=(1, 2)), empty if per_head else None) if rows[i] is None else rows[i]
+            text, spans = decode_with_spans(self.processor.tokenizer, ids.tolist())
+            results.append(
+                Generation(
+                    text=text,
+                    token_ids=ids,
+                    prompt_ids=batch.prompt_ids[i],
+                    attention=_own(mean),
+                    attention_per_head=None if heads is None else _own(heads),
+                    views=batch.views[i],
+                    token_spans=spans,
+                    image_size=batch.prepared[i].size,
+                    model=self._provenance() | provenance,
+                )
+            )
+        return results
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "name_or_path": self.name,
+            "revision": getattr(self.model.config, "_commit_hash", None),
+            "family": self.model.config.model_type,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "attention": self.family.text_model.config._attn_implementation,
+            "geometry": self.family.geometry,
+        }
+
+
+def load_lmm(
+    name_or_path: str | Path = "embedded",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    geometry: str = "processor",
+    template: str | None = None,
+    revision: str | None = None,
+) -> LMM:
+    """Load a hub id, a `save_pretrained` directory, or the embedded model.
+
+    Args:
+        name_or_path: "embedded" (also "embedded/llava"), a directory, or a hub id such as "llava-hf/llava-1.5-7b-hf".
+        device: "auto" takes CUDA, then MPS, then the CPU.
+        dtype: "auto" is float32 on the CPU and the checkpoint's own elsewhere.
+        geometry: "processor" leaves the image to the processor; "pad" pads where it would crop.
+        template: prompt template, see `core.prompts.render_prompt`; None for the checkpoint's chat template.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        GroundingError: nothing loadable there, or a family without an adapter or without a spatial grid.
+    """
+    model, processor = load_checkpoint(name_or_path, device=device, dtype=dtype, revision=revision)
+    return LMM(model, processor, geometry=geometry, template=template, name=str(name_or_path))
+
+
+def _check_row(row: str) -> None:
+    if row not in ROWS:
+        raise GroundingError(f"unknown row {row!r}; use one of {', '.join(ROWS)}")
+
+
+def _own(rows: Tensor) -> Tensor:
+    """Rows that do not keep a larger tensor alive."""
+    return rows if rows.untyped_storage().nbytes() == rows.numel() * rows.element_size() else rows.clone()
