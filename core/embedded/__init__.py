@@ -1,0 +1,23 @@
+"""The embedded family: small models of the real classes, trained by this repository on its own scenes and shipped with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.errors import GroundingError
+
+KINDS = ("llava", "sam", "en")
+
+
+def weights_path(kind: str) -> Path:
+    """Directory of one embedded model: `llava` (LMM and processor), `sam` (segmenter) or `en` (spaCy pipeline).
+
+    Raises:
+        GroundingError: unknown kind, or the weights are not in this checkout.
+    """
+    if kind not in KINDS:
+        raise GroundingError(f"no embedded model is called {kind!r}; the embedded models are {', '.join(KINDS)}")
+    path = Path(__file__).parent / "weights" / kind
+    if not path.is_dir():
+        raise GroundingError(f"the embedded model {kind!r} is missing at {path}; run `make embedded` to train it")
+    return path

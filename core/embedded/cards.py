@@ -1,0 +1,125 @@
+"""Model cards of the embedded LLaVA and SAM: data, recipe, seed and what was measured, written beside the weights."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.embedded import evaluate
+from core.embedded.captions import DESCRIBE
+from core.embedded.glyphs import CATEGORIES
+from core.embedded.lmm import LmmRecipe
+from core.embedded.sam import SamRecipe
+from core.embedded.scenes import COLOURS, GROUNDS, TEXTURES
+from core.embedded.vision import VisionRecipe
+
+DATA = (
+    f"Procedural scenes (`core/embedded/scenes.py`): one to four of {len(CATEGORIES)} glyph silhouettes "
+    f"({', '.join(CATEGORIES)}) in {len(COLOURS)} colours on {len(TEXTURES)} textures in {len(GROUNDS)} hues, with a "
+    "description and questions written by rules. Splits draw from separate random streams."
+)
+
+
+def write_cards(weights: Path, *, scenes: int) -> None:
+    """Measures the models in `weights` on held-out scenes and writes `README.md` and `measured.json` beside each."""
+    from core.lmm import load_lmm
+    from core.masks import load_segmenter
+    from core.phrases import load_nlp
+
+    segmenter, nlp = load_segmenter(str(weights / "sam")), load_nlp(str(weights / "en"))
+    measured = evaluate.measure_sam(segmenter, scenes=scenes)
+    _write(weights / "sam", _sam_card(measured), measured)
+    lmm = load_lmm(weights / "llava", geometry="pad")
+    measured = evaluate.measure_llava(lmm, segmenter, nlp, scenes=scenes)
+    _write(weights / "llava", _llava_card(measured, lmm), measured)
+
+
+def _llava_card(measured: dict[str, float], lmm: Any) -> str:
+    counts = {
+        "vision encoder (frozen)": lmm.model.model.vision_tower,
+        "projector": lmm.model.model.multi_modal_projector,
+        "language model": lmm.model.model.language_model,
+    }
+    sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in counts.items())
+    ratio = measured["point_accuracy"] / max(measured["random_point"], 1e-9)
+    rows = [
+        ("(colour, category) pairs named: precision", _percent(measured["pair_precision"])),
+        ("(colour, category) pairs named: recall", _percent(measured["pair_recall"])),
+        ("scenes with exactly the right pairs", _percent(measured["all_pairs_right"])),
+        ("point accuracy (PAcc), normalised (equation 3)", _percent(measured["point_accuracy"])),
+        ("point accuracy (PAcc), not normalised", _percent(measured["point_accuracy_raw"])),
+        ("point accuracy of a random point on the same phrases", _percent(measured["random_point"])),
+        ("normalised PAcc over random", f"{ratio:.1f} x"),
+        ("mean IoU of the phrases' masks (embedded SAM, last mask)", f"{measured['mask_iou']:.3f}"),
+    ]
+    return f"""# Embedded LLaVA
+
+A small `LlavaForConditionalGeneration` ({sizes} parameters) that describes this repository's own scenes. It shows the
+method on a laptop; it knows nothing beyond these scenes, and its numbers say nothing about LLaVA-1.5.
+
+**Data.** {DATA} Text is the only supervision: no mask, box or point was seen.
+
+**Recipe.** `python -m core.embedded.train --only vision llava` (`core/embedded/vision.py`, `core/embedded/lmm.py`).
+The CLIP vision encoder is pre-trained from the captions' words as tags of the whole picture (multiple-instance
+learning over patches), then frozen; projector and Llama are trained on descriptions and questions.
+
+Vision encoder: `{asdict(VisionRecipe())}`
+
+Projector and Llama: `{asdict(LmmRecipe())}`
+
+**Measured** on the first {measured["scenes"]} scenes of the split `test` (seed 0), {measured["phrases"]} phrases whose
+head noun is a category in the scene, images padded to a square, greedy decoding, prompt "{DESCRIBE}",
+{_versions()}:
+
+{_table(rows)}
+"""
+
+
+def _sam_card(measured: dict[str, float]) -> str:
+    rows = [
+        (f"mean IoU of mask {number} with the object", f"{measured[f'iou_mask_{number}']:.3f}") for number in range(3)
+    ]
+    rows += [
+        ("mean IoU of the mask with the best predicted IoU", f"{measured['iou_best_scored']:.3f}"),
+        ("objects whose last mask has IoU above 0.75", _percent(measured["share_last_above_0.75"])),
+    ]
+    return f"""# Embedded SAM
+
+segment-anything's own `Sam` at small size, class-agnostic. Like the original it is supervised by masks, here those of
+the scenes; it is the only part of the embedded family that sees masks.
+
+**Data.** {DATA}
+
+**Recipe.** `python -m core.embedded.train --only sam` (`core/embedded/sam.py`): `{asdict(SamRecipe())}`
+Prompts in training are points (70 %), shaken boxes (15 %), points with a rough mask (15 %). Outputs: 0 the painted
+part under the point, 1 and 2 the whole object (the original's last mask is its largest, too).
+
+**Measured** with one random point inside each of {measured["objects"]} objects of the first {measured["scenes"]} scenes
+of the split `test` (seed 0), {_versions()}:
+
+{_table(rows)}
+"""
+
+
+def _write(directory: Path, card: str, measured: dict[str, float]) -> None:
+    (directory / "README.md").write_text(card)
+    (directory / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _versions() -> str:
+    import transformers
+
+    return f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, {platform.machine()} CPU"

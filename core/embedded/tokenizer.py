@@ -1,0 +1,78 @@
+"""The embedded LLaVA's tokenizer and processor: Llama's kind (▁ and byte fallback), trained on the scenes' texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+IMAGE = "<image>"
+_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", IMAGE)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'][0]['text'] + ' ' }}"
+    "{% else %}{{ message['role'].upper() + ': ' }}"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}"
+    "{% for item in message['content'] %}{% if item['type'] == 'text' %}{{ item['text'] }}{% endif %}{% endfor %}"
+    "{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], *, size: int):
+    """A `PreTrainedTokenizerFast` of about `size` tokens in which the scenes' words are whole and any text has a spelling."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
+    # Words are cut at punctuation first, so that "star." does not become one token.
+    cut = pre_tokenizers.Sequence([pre_tokenizers.Punctuation("isolated"), metaspace])
+    learner = Tokenizer(models.BPE(unk_token="<unk>"))
+    learner.pre_tokenizer = cut
+    learner.train_from_iterator(
+        [*texts, "USER: ASSISTANT:"] + ["USER: ASSISTANT:"] * 50,
+        trainers.BpeTrainer(
+            vocab_size=size - len(_SPECIAL) - len(bytes_),
+            special_tokens=[],
+            initial_alphabet=[chr(code) for code in range(33, 127)],
+            show_progress=False,
+        ),
+    )
+    learned = json.loads(learner.to_str())["model"]
+    vocabulary: dict[str, int] = {}
+    for token in (*_SPECIAL, *bytes_, *sorted(learned["vocab"], key=learned["vocab"].get)):
+        vocabulary.setdefault(token, len(vocabulary))
+    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = cut
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=[IMAGE],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_processor(tokenizer, vision_config):
+    """A `LlavaProcessor` as LLaVA-1.5's: CLIP's image processor (shortest edge, centre crop) and Vicuna's chat template."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    side = vision_config.image_size
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
+        tokenizer=tokenizer,
+        patch_size=vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE,
+        chat_template=CHAT_TEMPLATE,
+    )

@@ -1,0 +1,234 @@
+"""Ground many images, resumably."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from core.attention import select_heads
+from core.errors import GroundingError
+from core.generation import Generation
+from core.images import load_image
+from core.phrases import pipeline_name
+from core.pipeline import check_options, ground
+from core.records import RunStore
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from spacy.language import Language
+
+    from core.lmm import LMM
+    from core.masks import Segmenter
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What one call of `ground_dataset` did: ids grounded now, ids that failed now, ids that had a record already."""
+
+    grounded: tuple[str, ...]
+    failed: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def ground_dataset(
+    items: Iterable[tuple[str, Any]],
+    prompt: str | Mapping[str, str],
+    *,
+    lmm: LMM,
+    segmenter: Segmenter | None,
+    nlp: Language,
+    store: RunStore,
+    answers: Mapping[str, str] | None = None,
+    batch_size: int = 1,
+    progress: bool = True,
+    retry_errors: bool = False,
+    per_head: bool = False,
+    row: str = "predicting",
+    max_new_tokens: int = 512,
+    generation_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> RunSummary:
+    """Ground every image that has no record yet.
+
+    Interrupt or kill it at any moment and call it again: what is finished is kept and not repeated. An image that
+    cannot be read or grounded becomes an error record and the run goes on; anything else (out of memory, a bug) stops
+    it.
+
+    Args:
+        items: (id, image) pairs, each id once; images in any form `load_image` opens, opened only when their turn
+            comes.
+        prompt: one prompt for all images, or one per id.
+        store: where records go.
+        answers: ground these texts, by id, instead of generating.
+        batch_size: images per forward pass.
+        progress: show a progress bar.
+        retry_errors: try the ids with an error record again.
+        per_head, row, max_new_tokens, generation_options: as in `attend_and_segment`.
+        **options: those of `ground`.
+
+    Raises:
+        GroundingError: an id appears twice, or has no prompt or answer; options that no image could use.
+    """
+    from tqdm import tqdm  # not tqdm.auto: its widgets leave nothing in logs and exported pages
+
+    check_options(**options)
+    done = store.done(errors=not retry_errors)
+    capture = {"per_head": per_head, "row": row}
+    generate = {"max_new_tokens": max_new_tokens, **(generation_options or {})}
+    grounded: list[str] = []
+    failed: list[str] = []
+    skipped: list[str] = []
+    total = len(items) if hasattr(items, "__len__") else None
+    bar_options = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30}
+    with tqdm(total=total, disable=not progress, desc="grounding", unit="image", **bar_options) as bar:
+        for batch in _batches(items, batch_size):
+            todo = [(id, source) for id, source in batch if id not in done]
+            skipped += [id for id, _ in batch if id in done]
+            opened, broken = _open(todo)
+            generations, refused = _generations(lmm, opened, prompt, answers, capture, generate)
+            for id, generation in generations.items():
+                _check_fit(generation, options)
+                try:
+                    grounding = ground(generation, opened[id], segmenter=segmenter, nlp=nlp, **options)
+                except GroundingError as error:
+                    refused[id] = str(error)
+                    continue
+                store.write(id, grounding)
+                grounded.append(id)
+            for id, message in {**broken, **refused}.items():
+                store.write_error(id, message)
+                failed.append(id)
+            bar.update(len(batch))
+    return RunSummary(tuple(grounded), tuple(failed), tuple(skipped))
+
+
+def _check_fit(generation: Generation, options: dict[str, Any]) -> None:
+    """Refuse a view, layers or heads that the model does not have: that would fail for every image alike."""
+    generation.view(options.get("view"))
+    layers, heads = options.get("layers"), options.get("heads")
+    if layers is None and heads is None:
+        return
+    if generation.attention_per_head is None:
+        raise GroundingError(
+            "to select layers or heads, run with per_head=True; these generations keep their mean only"
+        )
+    select_heads(generation.attention_per_head[:1], layers=layers, heads=heads)
+
+
+def run_config(
+    *,
+    lmm: LMM,
+    segmenter: Segmenter | None,
+    nlp: Language,
+    prompt: str | Mapping[str, str],
+    seed: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What determines a run's results, to open its `RunStore` with.
+
+    Models are named and, as a name can come to stand for other weights, marked by a fingerprint of their parameters.
+
+    Args:
+        lmm, segmenter, nlp, prompt: as for `ground_dataset`.
+        seed: of whatever is random in the run (the choice of images, sampling).
+        **options: everything else that is passed to `ground_dataset` and changes its records.
+    """
+    model = {
+        "name_or_path": lmm.name,
+        "revision": getattr(lmm.model.config, "_commit_hash", None),
+        "dtype": str(lmm.model.dtype),
+        "geometry": lmm.family.geometry,
+        "template": lmm.template,
+        "fingerprint": fingerprint(lmm.model),
+    }
+    sam = None
+    if segmenter is not None:
+        sam = {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
+    prompt = prompt if isinstance(prompt, str) else dict(prompt)
+    return {
+        "model": model,
+        "segmenter": sam,
+        "nlp": pipeline_name(nlp),
+        "prompt": prompt,
+        "seed": seed,
+        "options": options,
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Short hash of the names, shapes and first values of a model's parameters, the same on every device."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:8].to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _batches(items: Iterable[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:
+    if size < 1:
+        raise GroundingError(f"batch_size must be at least 1, not {size}")
+    seen: set[str] = set()
+    batch: list[tuple[str, Any]] = []
+    for id, source in items:
+        if id in seen:
+            raise GroundingError(f"the id {id!r} appears twice; records are kept by id, so each image needs its own")
+        seen.add(id)
+        batch.append((id, source))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _open(todo: list[tuple[str, Any]]) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    opened, broken = {}, {}
+    for id, source in todo:
+        try:
+            opened[id] = load_image(source)
+        except GroundingError as error:
+            broken[id] = str(error)
+    return opened, broken
+
+
+def _generations(
+    lmm: LMM,
+    opened: dict[str, Image.Image],
+    prompt: str | Mapping[str, str],
+    answers: Mapping[str, str] | None,
+    capture: dict[str, Any],
+    generate: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """One generation per image; where a batch is refused, its images one by one, to find the reason."""
+    if not opened:
+        return {}, {}
+    ids = list(opened)
+    prompts = [_of(prompt, id, "prompt") for id in ids]
+    texts = None if answers is None else [_of(answers, id, "answer") for id in ids]
+    try:
+        if texts is None:
+            results = lmm.generate(list(opened.values()), prompts, **capture, **generate)
+        else:
+            results = lmm.replay(list(opened.values()), prompts, texts, **capture)
+    except GroundingError as error:
+        if len(ids) == 1:
+            return {}, {ids[0]: str(error)}
+        singles = [_generations(lmm, {id: opened[id]}, prompt, answers, capture, generate) for id in ids]
+        return {k: v for good, _ in singles for k, v in good.items()}, {
+            k: v for _, bad in singles for k, v in bad.items()
+        }
+    return dict(zip(ids, results, strict=True)), {}
+
+
+def _of(values: str | Mapping[str, str], id: str, what: str) -> str:
+    if isinstance(values, str):
+        return values
+    if id not in values:
+        raise GroundingError(f"no {what} for the id {id!r}")
+    return values[id]
