@@ -1,0 +1,170 @@
+"""The training recipes of the embedded models, at a size of seconds: they learn, they resume, what they write loads."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.embedded import lmm as lmm_recipe
+from core.embedded import sam as sam_recipe
+from core.embedded import vision as vision_recipe
+from core.embedded.captions import DESCRIBE
+from core.embedded.lmm import IGNORE, LmmRecipe, conversation
+from core.embedded.pictures import MEAN, TAGS, multi_hot, square, tag_numbers
+from core.embedded.sam import SamConfig, SamRecipe, build_sam
+from core.embedded.scenes import make_scene
+from core.embedded.tokenizer import IMAGE, train_tokenizer
+from core.embedded.vision import TagHead, VisionRecipe
+from core.lmm import load_lmm
+
+VISION = VisionRecipe(
+    image_size=48, patch_size=12, width=32, layers=2, heads=2, window=3, small_pictures=48, small_steps=12,
+    scenes=32, steps=6, batch=8,
+)  # fmt: skip
+LMM = LmmRecipe(width=32, layers=2, heads=2, mlp=64, vocabulary=600, scenes=32, steps=6, batch=4, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def encoder_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("recipes") / "vision"
+    vision_recipe.pretrain(VISION, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def texts():
+    scenes = [make_scene("train", index, size=(48, 48)) for index in range(60)]
+    return [(scene.caption, scene.questions) for scene in scenes]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts):
+    return train_tokenizer([text for caption, turns in texts for text in (caption, *sum(turns, ()))], size=700)
+
+
+@pytest.mark.parametrize("size", [(40, 64), (64, 40)])
+def test_square_pads_both_sides_with_the_mean_colour(size):
+    height, width = size
+    padded = np.asarray(square(Image.new("RGB", (width, height), (255, 0, 0)), 64))
+    red = (padded == (255, 0, 0)).all(-1)
+    assert red.any(0).sum() == width and red.any(1).sum() == height
+    assert tuple(padded[0, 0]) == tuple(int(255 * channel) for channel in MEAN)
+
+
+def test_tags_are_the_words_of_the_description():
+    for index in range(10):
+        scene = make_scene("train", index, size=(48, 64))
+        hot = multi_hot([tag_numbers(scene)])[0]
+        assert {TAGS[number] for number in torch.nonzero(hot).flatten()} == {
+            tag for tag in TAGS if f" {tag} " in scene.caption.replace(",", " ").replace(".", " ")
+        }
+
+
+def test_picture_score_is_the_log_sum_exp_of_its_patches():
+    head, features = TagHead(16, 5), torch.randn(2, 9, 16)
+    assert torch.allclose(head(features), head.patch_scores(features).exp().sum(1).log(), atol=1e-5)
+
+
+def test_window_over_the_whole_grid_is_the_encoder_itself():
+    encoder = vision_recipe.build_encoder(VISION).eval()
+    pixels = torch.randn(2, 3, 48, 48)
+    whole = encoder(pixels).last_hidden_state[:, 1:]
+    assert torch.allclose(vision_recipe.encode_window(encoder, pixels, 0, 0), whole, atol=1e-5)
+
+
+def test_any_text_survives_the_tokenizer(tokenizer, texts):
+    for text in (texts[0][0], "Où est le café 😀?", "tabs\tand\nlines", "日本語"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a red umbrella.", add_special_tokens=False).input_ids) == [
+        "▁a", "▁red", "▁umbrella", ".",
+    ]  # fmt: skip
+
+
+def test_loss_falls_on_the_answers_tokens_only(tokenizer, texts):
+    caption, turns = texts[0]
+    for seed in range(6):
+        made = conversation(tokenizer, caption, turns, 4, np.random.default_rng(seed), described=seed % 2 == 0)
+        said = made.labels != IGNORE
+        assert torch.equal(made.ids[said], made.labels[said])
+        answers = tokenizer.decode(made.ids[said]).split(tokenizer.eos_token)[:-1]
+        asked = tokenizer.decode(made.ids[~said])
+        allowed = {caption, *(answer for _, answer in turns)}
+        assert {answer.strip() for answer in answers} <= allowed and len(answers) == 3 - seed % 2
+        assert (made.ids == tokenizer.convert_tokens_to_ids(IMAGE)).sum() == 4
+        assert asked.count("ASSISTANT:") == len(answers)
+
+
+def test_vision_recipe_learns_and_its_encoder_loads(encoder_directory):
+    from transformers import CLIPVisionModel
+
+    encoder = CLIPVisionModel.from_pretrained(encoder_directory)
+    assert encoder.config.image_size == VISION.image_size
+    start = vision_recipe.build_encoder(VISION).state_dict()
+    assert any(not torch.equal(value, start[name]) for name, value in encoder.state_dict().items())
+
+
+def test_killed_llava_training_goes_on_where_it_was(encoder_directory, tmp_path, monkeypatch):
+    whole = lmm_recipe.train(LMM, encoder_directory, tmp_path / "whole")
+    real, calls = lmm_recipe.answer_loss, []
+
+    def die_in_the_fifth(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(lmm_recipe, "answer_loss", die_in_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        lmm_recipe.train(LMM, encoder_directory, tmp_path / "killed")
+    monkeypatch.setattr(lmm_recipe, "answer_loss", real)
+    resumed = lmm_recipe.train(LMM, encoder_directory, tmp_path / "killed")
+    assert len(calls) == 5
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    lmm = load_lmm(tmp_path / "whole", geometry="pad")
+    generation = lmm.generate(make_scene("val", 0, size=(96, 128)).image, DESCRIBE, max_new_tokens=5)
+    assert generation.attention.shape == (len(generation.token_ids), 16)
+
+
+def test_encoder_stays_frozen(encoder_directory, tmp_path):
+    from transformers import CLIPVisionModel
+
+    model = lmm_recipe.train(replace(LMM, steps=2), encoder_directory, tmp_path / "llava")
+    trained = CLIPVisionModel.from_pretrained(encoder_directory).state_dict()
+    for name, value in model.model.vision_tower.state_dict().items():
+        assert torch.equal(value, trained[name]), name
+
+
+def test_embedded_sam_builder_is_segment_anythings():
+    """The same structure as the registry's ViT-B: with its sizes every parameter has its name and shape."""
+    from segment_anything import sam_model_registry
+
+    with torch.device("meta"):
+        official = sam_model_registry["vit_b"]().state_dict()
+        ours = build_sam(image_size=1024, patch_size=16, width=768, depth=12, heads=12, window=14, prompt_width=256)
+        ours = ours.state_dict()
+    # The decoder's MLP has 4 x 256 units here and 2048 there; the blocks that attend globally are others.
+    different = {
+        name for name in official if name not in ours or (ours[name].shape != official[name].shape)
+    }
+    assert set(official) == set(ours)
+    assert all("rel_pos" in name or ".mlp.lin" in name for name in different), different
+
+
+def test_sam_recipe_learns_and_what_it_writes_loads(tmp_path, caplog):
+    from core.masks import load_segmenter
+
+    config = SamConfig(image_size=64, width=32, depth=2, heads=2, window=2, prompt_width=32)
+    recipe = SamRecipe(config=config, pictures=6, encoder_steps=3, steps=4, batch=2, prompts=2)
+    sam_recipe.SHAPES, shapes = ((48, 64), (64, 48)), sam_recipe.SHAPES
+    try:
+        sam_recipe.train(recipe, tmp_path / "sam")
+    finally:
+        sam_recipe.SHAPES = shapes
+    segmenter = load_segmenter(str(tmp_path / "sam"))
+    segmenter.set_image(make_scene("val", 0, size=(60, 90)).image)
+    found = segmenter.predict(torch.tensor([[30.5, 20.5]]))
+    assert found.masks.shape == (1, 3, 60, 90)
+    assert asdict(config)["image_size"] == 64
