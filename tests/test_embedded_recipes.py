@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from core.embedded import lmm as lmm_recipe
-from core.embedded import sam as sam_recipe
+from core.embedded import sam_training as sam_recipe
 from core.embedded import vision as vision_recipe
 from core.embedded.captions import DESCRIBE
 from core.embedded.lmm import IGNORE, LmmRecipe, conversation
 from core.embedded.pictures import MEAN, TAGS, multi_hot, square, tag_numbers
-from core.embedded.sam import SamConfig, SamRecipe, build_sam
+from core.embedded.sam import SamConfig, build_sam
+from core.embedded.sam_training import SamRecipe
 from core.embedded.scenes import make_scene
 from core.embedded.tokenizer import IMAGE, train_tokenizer
 from core.embedded.vision import TagHead, VisionRecipe
@@ -146,9 +147,7 @@ def test_embedded_sam_builder_is_segment_anythings():
         ours = build_sam(image_size=1024, patch_size=16, width=768, depth=12, heads=12, window=14, prompt_width=256)
         ours = ours.state_dict()
     # The decoder's MLP has 4 x 256 units here and 2048 there; the blocks that attend globally are others.
-    different = {
-        name for name in official if name not in ours or (ours[name].shape != official[name].shape)
-    }
+    different = {name for name in official if name not in ours or (ours[name].shape != official[name].shape)}
     assert set(official) == set(ours)
     assert all("rel_pos" in name or ".mlp.lin" in name for name in different), different
 

@@ -1,4 +1,4 @@
-"""The procedural scenes: reproducible, disjoint splits, exact masks, true descriptions, a COCO file that others can read."""
+"""The procedural scenes: reproducible, disjoint splits, exact masks, true descriptions, a readable COCO file."""
 
 import hashlib
 import json
@@ -80,7 +80,9 @@ def test_descriptions_name_every_object_from_left_to_right():
         opening = scene.caption.split(". ")[0]
         assert pair.findall(opening) == [(thing.colour, thing.category) for thing in scene.objects]
         assert [thing.centre[0] for thing in scene.objects] == sorted(thing.centre[0] for thing in scene.objects)
-        for larger, smaller in re.findall(r"The (?:\w+ )?(\w+) is [^.]*and it is larger than the (?:\w+ )?(\w+)\.", scene.caption):
+        for larger, smaller in re.findall(
+            r"The (?:\w+ )?(\w+) is [^.]*and it is larger than the (?:\w+ )?(\w+)\.", scene.caption
+        ):
             scale = {thing.category: thing.scale for thing in scene.objects}
             if len(scale) == len(scene.objects):
                 assert scale[larger] > scale[smaller]

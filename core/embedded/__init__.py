@@ -1,4 +1,4 @@
-"""The embedded family: small models of the real classes, trained by this repository on its own scenes and shipped with it."""
+"""The embedded family: small models of the real classes, trained by this repository on its scenes, shipped with it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def describe(rng: np.random.Generator, objects: Sequence[SceneObject], texture: 
     for number, thing in enumerate(objects):
         name = _name(thing, objects, with_colour=rng.random() < 0.4)
         verb = str(rng.choice(["is", "is located"]))
-        sentence = f"The {name} {verb} {_where(thing)}"
+        sentence = f"The {name} {verb} {place(thing)}"
         if number and rng.random() < 0.6:
             before = objects[number - 1]
             sentence += f", {_relation(rng, thing, before)} the {_name(before, objects)}"
@@ -54,7 +54,7 @@ def answer_questions(
     pairs = [
         (f"Is there {_article(thing.category)} in the image?", f"Yes, there is {coloured} in the image."),
         (f"Is there {_article(absent)} in the image?", f"No, there is no {absent} in the image."),
-        (f"Where is the {name}?", f"The {thing.colour} {thing.category} is {_where(thing)}."),
+        (f"Where is the {name}?", f"The {thing.colour} {thing.category} is {place(thing)}."),
         ("How many objects are there?", f"In total, {there_are} in the image."),
         ("What is in the background?", f"The objects are on {_article(f'{texture} {ground} background')}."),
     ]
@@ -79,7 +79,8 @@ def _name(thing: SceneObject, objects: Sequence[SceneObject], *, with_colour: bo
     return f"{thing.colour} {thing.category}" if with_colour or not alone else thing.category
 
 
-def _where(thing: SceneObject) -> str:
+def place(thing: SceneObject) -> str:
+    """Where an object is, in thirds of the image."""
     x, y = thing.centre
     column = "left" if x < 0.36 else "right" if x > 0.64 else ""
     row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""

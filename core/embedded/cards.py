@@ -14,7 +14,7 @@ from core.embedded import evaluate
 from core.embedded.captions import DESCRIBE
 from core.embedded.glyphs import CATEGORIES
 from core.embedded.lmm import LmmRecipe
-from core.embedded.sam import SamRecipe
+from core.embedded.sam_training import SamRecipe
 from core.embedded.scenes import COLOURS, GROUNDS, TEXTURES
 from core.embedded.vision import VisionRecipe
 
@@ -51,6 +51,7 @@ def _llava_card(measured: dict[str, float], lmm: Any) -> str:
         ("(colour, category) pairs named: precision", _percent(measured["pair_precision"])),
         ("(colour, category) pairs named: recall", _percent(measured["pair_recall"])),
         ("scenes with exactly the right pairs", _percent(measured["all_pairs_right"])),
+        ("places told right, of objects that are there", _percent(measured["places_right"])),
         ("point accuracy (PAcc), normalised (equation 3)", _percent(measured["point_accuracy"])),
         ("point accuracy (PAcc), not normalised", _percent(measured["point_accuracy_raw"])),
         ("point accuracy of a random point on the same phrases", _percent(measured["random_point"])),
@@ -77,6 +78,9 @@ head noun is a category in the scene, images padded to a square, greedy decoding
 {_versions()}:
 
 {_table(rows)}
+
+**Limits.** It names and finds things far better than it tells their places: read "on the left side of the image" in an
+answer with the row "places told right" in mind. Of several objects it sometimes leaves one out or names one twice.
 """
 
 
@@ -95,7 +99,7 @@ the scenes; it is the only part of the embedded family that sees masks.
 
 **Data.** {DATA}
 
-**Recipe.** `python -m core.embedded.train --only sam` (`core/embedded/sam.py`): `{asdict(SamRecipe())}`
+**Recipe.** `python -m core.embedded.train --only sam` (`core/embedded/sam_training.py`): `{asdict(SamRecipe())}`
 Prompts in training are points (70 %), shaken boxes (15 %), points with a rough mask (15 %). Outputs: 0 the painted
 part under the point, 1 and 2 the whole object (the original's last mask is its largest, too).
 
@@ -103,6 +107,9 @@ part under the point, 1 and 2 the whole object (the original's last mask is its 
 of the split `test` (seed 0), {_versions()}:
 
 {_table(rows)}
+
+**Limits.** Drawn scenes only. Of points beside all objects (a share of {SamRecipe().background} in the second half of the
+training) it has seen few, and returns the background or nothing.
 """
 
 

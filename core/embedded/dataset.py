@@ -1,4 +1,4 @@
-"""Scenes as a COCO-format dataset on disk: images, an `instances` JSON with exact masks, descriptions, and LLaVA's JSON."""
+"""Scenes on disk: images, a COCO `instances` JSON with exact masks and descriptions, and LLaVA's training JSON."""
 
 from __future__ import annotations
 

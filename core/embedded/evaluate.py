@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from core.embedded.captions import DESCRIBE
+from core.embedded.captions import DESCRIBE, place
 from core.embedded.glyphs import CATEGORIES
 from core.embedded.scenes import COLOURS, Scene, make_scene
 from core.lmm import LMM
 from core.masks import Segmenter, decode_rle
 from core.pipeline import Grounding, ground
 
+_PLACE = re.compile(rf"\b({'|'.join(CATEGORIES)}) is (?:located )?((?:in|on|near) the [a-z ]*of the image)")
 _PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(CATEGORIES)})\b")
 
 
@@ -24,6 +25,7 @@ def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed
     """Descriptions and their grounding on the first `scenes` scenes of the split `test`.
 
     Returns shares in 0..1: `pair_precision` and `pair_recall` of the (colour, category) pairs that a description names;
+    `places_right` of what it says of an object's place ("on the left side of the image") where the object is there;
     `point_accuracy` (PAcc: prompt points inside the union of the masks of their category) with equation 3,
     `point_accuracy_raw` without; `random_point` (the expected accuracy of a random pixel on the same phrases, exact);
     `mask_iou` (mean IoU of the phrase's mask and the best object of its category); and counts. Phrases are those whose
@@ -35,6 +37,7 @@ def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed
         generation = lmm.generate(scene.image, DESCRIBE, max_new_tokens=160)
         said, true = set(_PAIR.findall(generation.text)), {(thing.colour, thing.category) for thing in scene.objects}
         tally.update(said=len(said), true=len(true), right=len(said & true), exact=int(said == true))
+        tally.update(_places(scene, generation.text))
         grounded = ground(generation, scene.image, segmenter=segmenter, nlp=nlp)
         plain = ground(generation, scene.image, segmenter=None, nlp=nlp, normalization="none")
         tally.update(_score(scene, grounded, plain))
@@ -44,12 +47,20 @@ def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed
         "pair_precision": tally["right"] / max(1, tally["said"]),
         "pair_recall": tally["right"] / max(1, tally["true"]),
         "all_pairs_right": tally["exact"] / scenes,
+        "places_right": tally["places_right"] / max(1, tally["places"]),
         "phrases": tally["phrases"],
         "point_accuracy": tally["hits"] / phrases,
         "point_accuracy_raw": tally["raw_hits"] / phrases,
         "random_point": tally["area"] / phrases,
         "mask_iou": tally["iou"] / phrases,
     }
+
+
+def _places(scene: Scene, text: str) -> dict[str, int]:
+    true = {(thing.category, place(thing)) for thing in scene.objects}
+    named = {category for category, _ in true}
+    said = [pair for pair in _PLACE.findall(text) if pair[0] in named]
+    return {"places": len(said), "places_right": sum(pair in true for pair in said)}
 
 
 def _score(scene: Scene, grounded: Grounding, plain: Grounding) -> dict[str, float]:
@@ -71,7 +82,7 @@ def _score(scene: Scene, grounded: Grounding, plain: Grounding) -> dict[str, flo
 
 
 def measure_sam(segmenter: Segmenter, *, scenes: int, seed: int = 0) -> dict[str, float]:
-    """One random point in every object: mean IoU of each of the three masks and of the best-scored one with the object."""
+    """One random point in every object: mean IoU with it of each of the three masks and of the best-scored one."""
     rng = np.random.default_rng(seed)
     ious, chosen = [], []
     for index in tqdm(range(scenes), desc="measuring SAM", mininterval=5):

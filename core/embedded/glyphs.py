@@ -37,7 +37,7 @@ _MASTER = 160  # pixels; side of the square the silhouettes are drawn in
 
 @dataclass(frozen=True)
 class Silhouette:
-    """One object's shape, cropped to its extent: `ink` (the glyph) and `filled` (its solid outline), uint8 masks of one size."""
+    """One object's shape, cropped to its extent: `ink` (the glyph) and `filled` (solid), uint8 masks of one size."""
 
     ink: Image.Image
     filled: Image.Image

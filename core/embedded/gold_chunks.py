@@ -1,7 +1,8 @@
 """Hand-marked descriptions of photographs: [brackets] hold the noun chunks (without pronouns) as spaCy's convention
 has them.
 
-`SEEN` was looked at while the grammar was written; `UNSEEN` was written before and only measured.
+`SEEN` was looked at while the grammar was written; `UNSEEN` was written before it
+was first measured and only measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recipe of the embedded LLaVA: frozen vision encoder, projector and Llama, trained from scenes and what is said of them.
+"""Recipe of the embedded LLaVA: frozen vision encoder, projector and Llama, trained on scenes and their texts.
 
 Text is the only supervision: next-token cross-entropy on the answers' tokens. No mask, box or point is seen.
 """
@@ -138,7 +138,7 @@ def conversation(
 
 
 def answer_loss(model, conversations: list[Conversation], features: Tensor) -> Tensor:
-    """Cross-entropy on the answers' tokens, with visual features given (so that the frozen encoder is not run again)."""
+    """Cross-entropy on the answers' tokens, given the frozen encoder's features [b, k, c]."""
     pad = nn.utils.rnn.pad_sequence
     ids = pad(
         [item.ids for item in conversations], batch_first=True, padding_value=model.config.text_config.pad_token_id

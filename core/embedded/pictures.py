@@ -68,7 +68,7 @@ def render_one_object(index: int, *, side: int, seed: int) -> tuple[np.ndarray, 
 
 
 def training_scenes(number: int, *, side: int, seed: int, cache: Path, workers: int = 1) -> tuple[Tensor, list, list]:
-    """The first `number` training scenes: pixels uint8 [b, 3, side, side], their tag numbers, their (caption, questions).
+    """The first `number` training scenes: pixels uint8 [b, 3, side, side], tag numbers, (caption, questions).
 
     Kept in the file `cache`, so that the vision encoder's and LLaVA's training draw them once.
     """

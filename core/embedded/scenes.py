@@ -1,4 +1,4 @@
-"""Procedural scenes: a few solid glyph objects on a textured background, rendered at any size, with exact instance masks."""
+"""Procedural scenes: solid glyph objects on a textured background, at any size, with exact instance masks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """An RGB image, its objects from left to right, a description in LLaVA's manner and questions with their answers."""
+    """An RGB image, its objects from left to right, a description in LLaVA's manner, questions with answers."""
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
@@ -90,7 +90,9 @@ def make_scene(
     canvas = _background(rng, texture, ground, height, width)
     labels = np.full((height, width), -1, np.int16)
     for number, (category, colour, cx, cy, scale, angle) in enumerate(placed):
-        _draw(rng, canvas, labels, number, category, colour, (cx * width, cy * height), scale * min(height, width), angle)
+        _draw(
+            rng, canvas, labels, number, category, colour, (cx * width, cy * height), scale * min(height, width), angle
+        )
     objects = tuple(
         _as_object(labels == number, category, colour, (cx, cy), scale)
         for number, (category, colour, cx, cy, scale, _) in enumerate(placed)
@@ -142,7 +144,9 @@ def _background(rng: np.random.Generator, texture: str, ground: str, height: int
     elif texture == "dotted":
         pattern = np.clip(8 * (np.cos(2 * np.pi * along / period) + np.cos(2 * np.pi * across / period) - 1.1), -1, 1)
     elif texture == "grainy":
-        coarse = rng.normal(0, 1.4, (max(2, int(height / short * 40)), max(2, int(width / short * 40)))).astype(np.float32)
+        coarse = rng.normal(0, 1.4, (max(2, int(height / short * 40)), max(2, int(width / short * 40)))).astype(
+            np.float32
+        )
         pattern = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
     tone = 1 + shade + rng.uniform(0.06, 0.13) * pattern
     base = np.asarray(GROUNDS[ground], np.float32) + rng.uniform(-14, 14)
@@ -163,7 +167,10 @@ def _draw(rng, canvas, labels, number, category, colour, centre, length, angle) 
     filled, ink = layers
     left, top = (round(c - s / 2) for c, s in zip(centre, filled.shape[::-1], strict=True))
     height, width = labels.shape
-    ys, xs = slice(max(0, top), min(height, top + filled.shape[0])), slice(max(0, left), min(width, left + filled.shape[1]))
+    ys, xs = (
+        slice(max(0, top), min(height, top + filled.shape[0])),
+        slice(max(0, left), min(width, left + filled.shape[1])),
+    )
     part = (slice(ys.start - top, ys.stop - top), slice(xs.start - left, xs.stop - left))
     filled, ink = np.maximum(filled, ink)[part], ink[part]
     paint = ink[..., None] * base + (1 - ink[..., None]) * inside

@@ -152,7 +152,7 @@ def with_clause(rng: random.Random) -> Node:
         clause = clause.then("punct", Node(",", ","))
     if rng.random() < 0.7:
         inner = weighted(rng, AFTER)(
-            rng, phrase(rng, lexicon.PEOPLE_TOPICS + lexicon.THING_TOPICS, depth=1, after=0), 1
+            rng, phrase(rng, lexicon.PEOPLE_TOPICS + lexicon.THING_TOPICS, depth=1, after=0.0), 1
         )
     else:
         one = Node("one", "CD").then(*where(rng, 2))
@@ -179,7 +179,7 @@ def features(rng: random.Random) -> Node:
 
 def caption(rng: random.Random) -> Node:
     """A fragment: "a man riding a horse down a street"."""
-    head = phrase(rng, rng.choice([lexicon.PEOPLE_TOPICS, lexicon.THING_TOPICS, lexicon.PLACE_TOPICS]), after=0)
+    head = phrase(rng, rng.choice([lexicon.PEOPLE_TOPICS, lexicon.THING_TOPICS, lexicon.PLACE_TOPICS]), after=0.0)
     if rng.random() < 0.1:
         head = group(rng, lexicon.PEOPLE_TOPICS + lexicon.THING_TOPICS, 0)
     for _ in range(rng.choice([1, 1, 1, 2])):
@@ -205,7 +205,7 @@ def short(rng: random.Random) -> Node:
         return Node(rng.choice(lexicon.COLOURS + lexicon.PREDICATES), "JJ")
     if roll < 0.6:
         return Node(rng.choice([*lexicon.NUMBERS, "one", "zero"]), "CD")
-    return where(rng)[1] if roll < 0.8 else phrase(rng, after=0)
+    return where(rng)[1] if roll < 0.8 else phrase(rng, after=0.0)
 
 
 def question(rng: random.Random) -> Node:

@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], *, size: int):
-    """A `PreTrainedTokenizerFast` of about `size` tokens in which the scenes' words are whole and any text has a spelling."""
+    """A fast tokenizer of at most `size` tokens: the scenes' words are whole, and any text has a spelling."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -49,7 +49,9 @@ def train_tokenizer(texts: Iterable[str], *, size: int):
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
@@ -63,7 +65,7 @@ def train_tokenizer(texts: Iterable[str], *, size: int):
 
 
 def build_processor(tokenizer, vision_config):
-    """A `LlavaProcessor` as LLaVA-1.5's: CLIP's image processor (shortest edge, centre crop) and Vicuna's chat template."""
+    """A `LlavaProcessor` like LLaVA-1.5's: shortest edge and centre crop, Vicuna's chat template."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
     side = vision_config.image_size

@@ -1,8 +1,8 @@
 """Retrains the embedded family: `python -m core.embedded.train` (what `make embedded` runs).
 
-Vision encoder, then LLaVA on top of it, SAM, and the spaCy pipeline; each part can be run alone. What is finished is
-kept under the working directory, so a killed run goes on with the part it was in. At the end every model is measured on
-held-out scenes and its card is written beside its weights.
+Vision encoder, then LLaVA on top of it, SAM, and the spaCy pipeline; each part can be run alone. Which parts are
+finished is noted in the working directory: a killed run begins again with the part it was in (LLaVA inside it, from its
+last training state). At the end LLaVA and SAM are measured on held-out scenes and their cards written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from core.embedded import lmm, sam, vision
+from core.embedded import lmm, sam_training, vision
 from core.embedded.cards import write_cards
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def _train(part: str, options: argparse.Namespace) -> None:
     elif part == "llava":
         lmm.train(lmm.LmmRecipe(), options.work / "vision", options.output / "llava", workers=options.workers)
     elif part == "sam":
-        sam.train(sam.SamRecipe(), options.output / "sam")
+        sam_training.train(sam_training.SamRecipe(), options.output / "sam")
     else:
         from core.embedded import language
 
@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m core.embedded.train", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to train (default: all)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights", help="where weights go")
-    parser.add_argument("--work", type=Path, default=Path("runs/embedded"), help="intermediate results, kept for resuming")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/embedded"), help="intermediate results, kept for resuming"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that render scenes")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
     parser.add_argument("--card-scenes", type=int, default=200, help="held-out scenes measured for the cards")

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from core.embedded.pictures import TAGS, multi_hot, normalise, render_many, render_one_object, training_scenes
@@ -83,7 +83,9 @@ def encode_window(encoder, pixels: Tensor, row: int, column: int) -> Float[Tenso
     side = embeddings.image_size // embeddings.patch_size
     grid = torch.arange(side * side).view(side, side)[row : row + rows, column : column + columns]
     positions = torch.cat([torch.zeros(1, dtype=torch.long), 1 + grid.flatten()])
-    tokens = torch.cat([embeddings.class_embedding.expand(len(pixels), 1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+    tokens = torch.cat(
+        [embeddings.class_embedding.expand(len(pixels), 1, -1), patches.flatten(2).transpose(1, 2)], dim=1
+    )
     hidden = encoder.pre_layrnorm(tokens + embeddings.position_embedding(positions))
     return encoder.encoder(inputs_embeds=hidden).last_hidden_state[:, 1:]
 
@@ -98,22 +100,29 @@ def pretrain(recipe: VisionRecipe, output: Path, *, workers: int = 1):
     small = render_many(
         partial(render_one_object, side=side, seed=recipe.seed + 1), range(recipe.small_pictures), workers=workers
     )
-    _fit(encoder, head, *_stack(small), recipe, steps=recipe.small_steps, name="one object")
+    pixels, tags = torch.stack([torch.from_numpy(item[0].copy()) for item in small]), [item[1] for item in small]
+    _fit(encoder, head, pixels, multi_hot(tags), recipe, steps=recipe.small_steps, name="one object")
     _save(encoder, head, output)
-    del small
     pixels, tags, _ = training_scenes(
         recipe.scenes, side=recipe.image_size, seed=recipe.seed, cache=output.parent / "scenes.pt", workers=workers
     )
-    _fit(encoder, head, pixels, multi_hot(tags), recipe, steps=recipe.steps, name="scenes")
+    _fit(encoder, head, pixels, multi_hot(tags), recipe, steps=recipe.steps, name="scenes", mixed=True)
     _save(encoder, head, output)
     return encoder, head
 
 
-def _stack(rendered: list) -> tuple[Tensor, Tensor]:
-    return torch.stack([torch.from_numpy(item[0].copy()) for item in rendered]), multi_hot([item[1] for item in rendered])
-
-
-def _fit(encoder, head: TagHead, pixels: Tensor, tags: Tensor, recipe: VisionRecipe, *, steps: int, name: str) -> None:
+def _fit(
+    encoder,
+    head: TagHead,
+    pixels: UInt8[Tensor, "b 3 s s"],
+    tags: Float[Tensor, "b g"],
+    recipe: VisionRecipe,
+    *,
+    steps: int,
+    name: str,
+    mixed: bool = False,
+) -> None:
+    """One part of the training; `mixed` computes in bfloat16 where autocast does."""
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warm_cosine, steps=steps))
@@ -124,9 +133,10 @@ def _fit(encoder, head: TagHead, pixels: Tensor, tags: Tensor, recipe: VisionRec
     for step in range(steps):
         chosen = torch.randint(len(pixels), (recipe.batch,), generator=generator)
         row, column = (int(torch.randint(room + 1, (), generator=generator)) for _ in range(2))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             features = encode_window(encoder, normalise(pixels[chosen]), row, column)
-        loss = nn.functional.binary_cross_entropy_with_logits(head(features.float()), tags[chosen], reduction="sum") / recipe.batch
+        scores = head(features.float())
+        loss = nn.functional.binary_cross_entropy_with_logits(scores, tags[chosen], reduction="sum") / recipe.batch
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

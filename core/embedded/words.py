@@ -10,7 +10,7 @@ from core.embedded import lexicon
 from core.embedded.trees import Node
 
 
-def weighted(rng: random.Random, table: Sequence[tuple[float, Callable]]) -> Callable:
+def weighted(rng: random.Random, table: Sequence[tuple[float | int, Callable]]) -> Callable:
     """One entry of a table of (weight, entry) pairs, as often as its weight says."""
     return rng.choices([entry for _, entry in table], [weight for weight, _ in table])[0]
 
