@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from html import escape
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from core.atomic import write_atomically
 
 _TEMPLATE = Path(__file__).parent / "data" / "report_page.html.j2"
 _PACKAGES = ("torch", "torchvision", "transformers", "segment-anything", "spacy", "papermill", "numpy")
-_INLINE_ROWS = 15
+_INLINE_ROWS = 15  # longer tables are folded, and show so many rows
+_PROVENANCE = ("source", "model", "data", "n_images", "settings")
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,19 @@ def _tables(directory: Path, output: Path) -> list[Table]:
         if "html" in links and (frame is None or len(frame) <= _INLINE_ROWS):
             html = _body((directory / f"{stem}.html").read_text(encoding="utf-8"))
         else:
-            html = frame.head(_INLINE_ROWS).to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
+            html = _excerpt(frame)
         title = "" if "<caption" in html else _title(stem)
         tables.append(Table(title, html, 0 if frame is None else len(frame), links))
     return tables
+
+
+def _excerpt(frame: pd.DataFrame) -> str:
+    """The first rows of a long table; what made it is said once, not in every row."""
+    same = [name for name in _PROVENANCE if name in frame and frame[name].nunique(dropna=False) == 1]
+    shown = frame.drop(columns=same).head(_INLINE_ROWS)
+    said = "; ".join(f"{name}: {frame[name].iloc[0]}" for name in same)
+    table = shown.to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
+    return f'<p class="soft">{escape(said)}</p>{table}' if said else table
 
 
 def _body(page: str) -> str:

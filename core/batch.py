@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from core.errors import GroundingError
-from core.families.base import Family, Prepared
+from core.families.base import Family
 from core.geometry import View
 from core.images import load_image
 
@@ -20,7 +20,7 @@ class Batch:
 
     Attributes:
         inputs: keyword arguments of the model; `input_ids` is int64 [B, S], padded on the left.
-        prepared: the images as the processor saw them.
+        sizes: per sample, (H, W) of the original image.
         prompt_ids: per sample, int64 [s] without padding.
         columns: per sample, int64 [k], positions of the visual tokens along S.
         views: per sample.
@@ -28,7 +28,7 @@ class Batch:
     """
 
     inputs: dict[str, Tensor]
-    prepared: tuple[Prepared, ...]
+    sizes: tuple[tuple[int, int], ...]
     prompt_ids: tuple[Tensor, ...]
     columns: tuple[Tensor, ...]
     views: tuple[tuple[View, ...], ...]
@@ -91,7 +91,8 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
     columns = [((row == family.image_token_id) & real).nonzero()[:, 0] for row, real in zip(ids, mask, strict=True)]
     views = tuple(family.views(inputs, i, len(columns[i]), prepared[i]) for i in range(len(texts)))
     prompt_ids = tuple(row[real].clone() for row, real in zip(ids, mask, strict=True))
-    return Batch(_to_model(inputs, family), prepared, prompt_ids, tuple(columns), views, many)
+    sizes = tuple(one.size for one in prepared)
+    return Batch(_to_model(inputs, family), sizes, prompt_ids, tuple(columns), views, many)
 
 
 def extend(batch: Batch, answers: list[Tensor], family: Family) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:

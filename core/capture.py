@@ -97,8 +97,8 @@ class RowRecorder:
             self._compute(layer, query[:, :, start:stop])
             state.key = None
             return
-        row = query[:, :, start:stop]
-        state.pending.append(row.clone() if count > 1 else row)  # do not keep a whole prompt's queries alive
+        # the clone of a prompt's last row does not keep the whole prompt's queries alive
+        state.pending.append(query if count == 1 else query[:, :, start:stop].clone())
         if slides or (state.rows + len(state.pending)) % ROWS_AT_ONCE == 0:
             self._flush(layer)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from core.encoders import register_encoders
 from core.errors import GroundingError
 from core.families import family_class
 
@@ -26,6 +27,7 @@ def load_checkpoint(
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    register_encoders()
     source = _source(name_or_path)
     device = torch.device(_best_device() if device == "auto" else device)
     if dtype == "auto" and device.type == "cpu":

@@ -16,6 +16,7 @@ from core.errors import GroundingError
 
 _PAPER = (255, 255, 255)  # what shows through transparent pixels
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_ORIENTATION = 0x0112  # the EXIF tag
 _BROKEN_FILE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
@@ -98,7 +99,8 @@ def _corrupt(name: str, error: Exception) -> GroundingError:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except _BROKEN_FILE:
         return image  # unreadable EXIF says nothing about orientation; the pixels are fine
 

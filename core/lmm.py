@@ -136,7 +136,7 @@ class LMM:
     ) -> list[Any]:
         """Plain generation, then one teacher-forced pass of the batch per returned sequence."""
         sequences = self.model.generate(**batch.inputs, **options)
-        copies = len(sequences) // len(batch.prepared)
+        copies = len(sequences) // len(batch.sizes)
         answers = cut_answers(sequences[:, batch.length :], self.model, options)
         turns = [
             self._replay(batch, answers[turn::copies], per_head=per_head, row=row, provenance=provenance)
@@ -171,8 +171,8 @@ class LMM:
         _check_row(row)
         batch = self._encode(image, prompt, system=system, template=template)
         given = [answer] if not batch.many else answer
-        if not isinstance(given, list | tuple) or len(given) != len(batch.prepared):
-            raise GroundingError(f"give one answer for each of the {len(batch.prepared)} images, as a list")
+        if not isinstance(given, list | tuple) or len(given) != len(batch.sizes):
+            raise GroundingError(f"give one answer for each of the {len(batch.sizes)} images, as a list")
         answers = [answer_ids(one, self.family) for one in given]
         provenance = {"method": "replay", "row": row, "system": system}
         provenance["template"] = self.template if template is None else template
@@ -230,7 +230,7 @@ class LMM:
                     attention_per_head=None if heads is None else _own(heads),
                     views=batch.views[i],
                     token_spans=spans,
-                    image_size=batch.prepared[i].size,
+                    image_size=batch.sizes[i],
                     model=self._provenance() | provenance,
                 )
             )
