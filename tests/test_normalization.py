@@ -1,0 +1,121 @@
+"""Equation 3's effect: token maps, points with and without, and the paired comparison on planted artefacts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_coco
+import torch
+from tiny_coco import MASKS, grounding, vectors_nlp
+
+from analysis.coco import load_instances
+from analysis.normalization import (
+    maps_reading,
+    normalization_effect,
+    points_by_normalization,
+    reading,
+    token_maps,
+)
+
+GRID = (5, 6)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return load_instances(tiny_coco.write(tmp_path_factory.mktemp("coco")))
+
+
+def with_register(image_id: int, noun: str, mask: np.ndarray):
+    """An answer whose every token looks hardest at one background corner, and whose noun also looks at its object."""
+    size = tiny_coco.SIZES[image_id]
+    maps = np.full((3, *GRID), 0.01)
+    maps[:, -1, -1] = 0.5
+    rows, columns = np.nonzero(mask)
+    maps[1, int(rows.mean() * GRID[0] / size[0]), int(columns.mean() * GRID[1] / size[1])] = 0.2
+    return str(image_id), grounding(size, [(noun, (0.5, 0.5), [mask])], maps=maps)
+
+
+def records():
+    return [with_register(3, "star", MASKS[1][3]), with_register(7, "cat", MASKS[4][3])]
+
+
+def test_after_is_before_minus_the_mean_over_all_tokens():
+    _, answer = records()[0]
+    maps = token_maps(answer.generation)
+    assert maps.tokens == ("a", "star")  # the end of the sequence does not show, but counts in the mean
+    torch.testing.assert_close(maps.after, maps.before - maps.mean)
+    everything = answer.generation.attention.reshape(-1, *GRID)
+    torch.testing.assert_close(maps.mean, everything.mean(0))
+    hidden = everything[-1] - maps.mean
+    torch.testing.assert_close(maps.after.sum(0) + hidden, torch.zeros(GRID), atol=1e-6, rtol=0)
+
+
+def test_a_limit_shortens_the_tokens_and_not_the_mean():
+    _, answer = records()[0]
+    whole, short = token_maps(answer.generation), token_maps(answer.generation, limit=1)
+    assert short.tokens == ("a",)
+    assert torch.equal(short.mean, whole.mean) and torch.equal(short.before, whole.before[:1])
+
+
+def test_the_register_is_seen_before_and_gone_after():
+    _, answer = records()[0]
+    text = maps_reading(token_maps(answer.generation))
+    assert text.startswith("Before, one and the same cell is the brightest in 100 % of the 2 maps")
+    assert "more than 50 %" in text
+
+
+def test_control_characters_and_blanks_are_made_visible():
+    _, answer = records()[0]
+    from dataclasses import replace
+
+    odd = replace(answer.generation, text="a st\x08r")
+    assert token_maps(odd).tokens == ("a", "st·r")
+
+
+def test_normalisation_moves_the_points_from_the_register_to_the_object(dataset):
+    points = points_by_normalization(records())
+    for row, (image_id, mask) in zip(points.itertuples(), ((3, MASKS[1][3]), (7, MASKS[4][3])), strict=True):
+        height, width = tiny_coco.SIZES[image_id]
+        assert row.x_none > width * 0.8 and row.y_none > height * 0.8
+        assert mask[int(row.y_sequence), int(row.x_sequence)]
+    effect = normalization_effect(points, dataset, vectors_nlp())
+    assert effect.without.value == 0.0 and effect.with_eq3.value == 1.0
+    assert effect.difference.value == 1.0 and effect.n_phrases == 2
+    assert effect.chance == pytest.approx((2650 / 9600 + 3100 / 6600) / 2)
+    assert "raises point accuracy" in reading(effect)
+    assert effect.table()["PAcc"].tolist()[:3] == [0.0, 100.0, 100.0]
+
+
+def test_the_points_are_the_pipelines(dataset):
+    from core.pipeline import ground
+
+    for image_id, answer in records():
+        rows = points_by_normalization([(image_id, answer)])
+        picture = np.zeros((*answer.image_size, 3), dtype=np.uint8)
+        for kind in ("sequence", "none"):
+            options = {"segmenter": None, "nlp": None, "phrases": answer.phrases, "normalization": kind}
+            expected = ground(answer.generation, picture, **options).points[0].tolist()
+            assert rows[[f"x_{kind}", f"y_{kind}"]].to_numpy()[0].tolist() == expected
+
+
+def test_the_other_way_round_is_said_the_other_way_round(dataset):
+    points = points_by_normalization(records())
+    swap = {f"{axis}_{a}": f"{axis}_{b}" for axis in "xy" for a, b in (("none", "sequence"), ("sequence", "none"))}
+    effect = normalization_effect(points.rename(columns=swap), dataset, vectors_nlp())
+    assert effect.difference.value == -1.0
+    assert "lowers point accuracy" in reading(effect)
+
+
+def test_phrases_that_match_nothing_leave_nothing_to_compare(dataset):
+    points = points_by_normalization([with_register(3, "rock", MASKS[1][3])])
+    effect = normalization_effect(points, dataset, vectors_nlp())
+    assert effect.n_phrases == 0 and np.isnan(effect.difference.value)
+    assert reading(effect).startswith("No phrase matched")
+    nothing = normalization_effect(points_by_normalization([]), dataset, vectors_nlp())
+    assert nothing.n_phrases == 0
+
+
+def test_an_empty_answer_has_no_maps():
+    maps = token_maps(grounding((40, 60), []).generation)
+    assert maps.tokens == () and maps.before.shape == (0, 5, 6)
+    assert "empty" in maps_reading(maps)

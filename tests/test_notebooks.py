@@ -1,0 +1,233 @@
+"""The notebooks keep the house rules, and from the smoke profile they write what they promise."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+import yaml
+from tiny_coco import grounding, rectangle
+
+from analysis.notebook_parameters import declared_parameters, parameter_problems
+from analysis.report import NOTEBOOKS, main
+from analysis.settings import Settings, bundled_photographs, describe_run, find_pictures
+from core.errors import GroundingError
+from core.records import RunStore
+
+pytestmark = pytest.mark.timeout(900)  # four kernels; a busy machine is slow
+
+NAMES = ("grounded_conversation", "head_layer_heatmaps", "normalization_effects", "pilot_study")
+PROFILES = ("embedded", "smoke")
+PROMISED = {
+    "grounded_conversation": {
+        "figures": ["conversation_scene_0", "best_masks_scene_0", "conversation_astronaut"],
+        "tables": ["phrases"],
+        "records": ["records/scene_0.safetensors", "run.json"],
+    },
+    "head_layer_heatmaps": {
+        "figures": ["mean_map", "head_maps", "head_accuracy"],
+        "tables": ["head_accuracy"],
+        "records": ["0.npz", "config.json"],
+    },
+    "normalization_effects": {
+        "figures": ["tokens_before", "mean_map", "tokens_after", "normalization_point_accuracy"],
+        "tables": ["normalization_effect"],
+        "records": ["records/0.safetensors", "run.json"],
+    },
+    "pilot_study": {
+        "figures": ["pilot_study_point_accuracy", "pilot_study_mask_scores"],
+        "tables": ["table1_pilot_study", "caption_objects"],
+        "records": ["records/0.safetensors", "run.json", "random_point.jsonl"],
+    },
+}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def notebook(name):
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+# ---- house rules
+
+
+def test_there_are_just_these_notebooks():
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == sorted(NAMES)
+
+
+def test_no_outputs_one_parameters_cell_and_the_plain_kernel(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code(notebook))
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and tagged[0] is code(notebook)[0]
+
+
+def test_a_question_first_and_small_cells_without_definitions(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ") and "?" in first.source.splitlines()[0]
+    lines = 0
+    for cell in code(notebook):
+        tree = ast.parse(cell.source)
+        defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+        assert not any(isinstance(node, defined) for node in ast.walk(tree))
+        length = len([line for line in cell.source.splitlines() if line.strip()])
+        assert length <= (25 if "parameters" in cell.metadata.get("tags", []) else 12)
+        lines += length
+    assert lines <= 80
+
+
+def test_every_parameter_is_read_by_papermill_with_type_and_meaning(name, notebook):
+    declared = declared_parameters(NOTEBOOKS / f"{name}.ipynb")
+    source = code(notebook)[0].source.splitlines()
+    assert list(declared) == [line.split(":")[0] for line in source]
+    for parameter in declared.values():
+        assert parameter.annotation in ("str", "int", "float") and parameter.help
+    assert declared["output_dir"].default == f'"runs/{name}"'
+
+
+def test_every_parameter_is_used(name, notebook):
+    rest = "\n".join(cell.source for cell in code(notebook)[1:])
+    unused = [key for key in declared_parameters(NOTEBOOKS / f"{name}.ipynb") if not re.search(rf"\b{key}\b", rest)]
+    assert unused == []
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_hold_known_parameters(name, profile):
+    values = yaml.safe_load((NOTEBOOKS / "parameters" / profile / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert parameter_problems(NOTEBOOKS / f"{name}.ipynb", values) == []
+    assert values["n_images"] > 0
+
+
+# ---- what they write
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """All notebooks, run once by the runner behind `make report`."""
+    output = tmp_path_factory.mktemp("report")
+    return main(["--profile", "smoke", "--output", str(output)]), output
+
+
+def test_the_smoke_report_succeeds(report):
+    status, output = report
+    assert status == 0
+    assert (output / "index.html").is_file()
+
+
+def test_promised_files_are_there(report, name):
+    folder = report[1] / name
+    assert (folder / "DONE").is_file()
+    for figure in PROMISED[name]["figures"]:
+        for ending in ("png", "pdf", "csv"):
+            assert (folder / "figures" / f"{figure}.{ending}").stat().st_size > 20
+    for table in PROMISED[name]["tables"]:
+        assert (folder / "tables" / f"{table}.html").stat().st_size > 200
+    for record in PROMISED[name]["records"]:
+        assert (folder / "records" / record).is_file()
+
+
+def test_no_cell_failed_and_every_cell_ran(report, name):
+    executed = nbformat.read(report[1] / name / f"{name}.ipynb", as_version=4)
+    for cell in code(executed):
+        assert cell.execution_count is not None
+        assert not any(output.output_type == "error" for output in cell.outputs)
+
+
+def test_tables_say_what_made_them(report, name):
+    for table in PROMISED[name]["tables"]:
+        frame = pd.read_csv(report[1] / name / "tables" / f"{table}.csv")
+        ours = frame[frame["source"] == "measured here"]
+        assert set(ours["model"]) == {"embedded"} and ours["settings"].str.contains("prompt=").all()
+        assert ours["data"].str.contains("embedded scenes").all() and (ours["n_images"] > 0).all()
+
+
+def test_the_pilot_table_has_our_numbers_and_the_papers(report):
+    frame = pd.read_csv(report[1] / "pilot_study" / "tables" / "table1_pilot_study.csv")
+    ours = frame[frame["source"] == "measured here"].set_index("method")
+    assert list(ours.index) == ["Random Point", "Random Point, one per matched phrase (expected)", "attend-and-segment"]
+    assert 0 < ours.loc["Random Point", "PAcc"] < 50
+    assert ours.loc["attend-and-segment", "n_phrases"] > 0
+    assert len(frame) == 10
+
+
+def test_conversations_need_nothing_from_elsewhere(report):
+    page = (report[1] / "grounded_conversation" / "conversations.html").read_text(encoding="utf-8")
+    assert page.count('<div class="aas">') == 3
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
+    assert "<mark" in page and 'class="layer"' in page
+
+
+def test_run_again_a_notebook_computes_no_record_again(report):
+    folder = report[1] / "normalization_effects"
+    records = {path: path.stat().st_mtime_ns for path in folder.glob("records/**/*") if path.is_file()}
+    values = yaml.safe_load((NOTEBOOKS / "parameters" / "smoke" / "normalization_effects.yaml").read_text())
+    papermill.execute_notebook(
+        NOTEBOOKS / "normalization_effects.ipynb",
+        folder / "again.ipynb",
+        parameters={**values, "output_dir": str(folder)},
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    assert len(records) == 4
+    assert {path: path.stat().st_mtime_ns for path in records} == records
+
+
+# ---- parameters that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"geometry": "crop"}, "geometry is 'crop'; choose one of pad, processor"),
+        ({"normalization": "yes"}, "normalization is 'yes'; choose one of sequence, none"),
+        ({"mask_choice": "first"}, "mask_choice is 'first'; choose one of last, best, all"),
+        ({"match_by": "noun"}, "match_by is 'noun'"),
+        ({"dtype": "fp16"}, "dtype is 'fp16'; choose one of auto, float32"),
+        ({"n_images": -1}, "n_images is -1; it must be a whole number of at least 0"),
+        ({"n_images": 0}, "the embedded scenes have no end"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"category_threshold": 2.0}, "category_threshold is 2.0"),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"output_dir": ""}, "output_dir is empty"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_right_ones(tmp_path, wrong, message):
+    values = {"output_dir": str(tmp_path), "n_images": 3} | wrong
+    with pytest.raises(GroundingError, match=re.escape(message)):
+        Settings(**values)
+
+
+def test_pictures_come_from_a_file_a_folder_or_scikit_image(tmp_path):
+    for file in ("b.png", "a.jpg", "notes.txt", "a.png"):
+        (tmp_path / file).write_bytes(b"x")
+    assert list(find_pictures(str(tmp_path))) == ["a.jpg", "a.png", "b"]
+    assert list(find_pictures(str(tmp_path), limit=1)) == ["a.jpg"]
+    assert find_pictures(str(tmp_path / "b.png")) == {"b": tmp_path / "b.png"}
+    with pytest.raises(GroundingError, match="no pictures at"):
+        find_pictures(str(tmp_path / "none.png"))
+    assert list(bundled_photographs(2)) == ["astronaut", "chelsea"] and bundled_photographs(0) == {}
+    with pytest.raises(GroundingError, match="99 photographs were asked for"):
+        bundled_photographs(99)
+
+
+def test_images_that_failed_are_told(tmp_path):
+    store = RunStore(tmp_path / "run", {"model": "tiny"})
+    for record_id in ("1", "2", "9"):
+        store.write(record_id, grounding((40, 60), [("star", (1.5, 1.5), [rectangle((40, 60), 0, 0, 5, 5)])]))
+    store.write_error("3", "the image file is truncated")
+    told = describe_run(store, ["1", "2", "3"])
+    assert told == "2 of 3 images have a grounded answer; 1 could not be used (3: the image file is truncated)."

@@ -1,0 +1,315 @@
+"""The pilot study: matching phrases to categories, scoring them, the random-point masks, and what captions name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_coco
+import tiny_sam
+from tiny_coco import MASKS, grounding, vectors_nlp
+
+from analysis.baseline import random_points, segment_random_points
+from analysis.caption_objects import annotated_pairs, caption_objects, named_pairs
+from analysis.caption_objects import reading as caption_reading
+from analysis.coco import load_instances
+from analysis.matching import CategoryMatcher
+from analysis.metrics import mask_ap_ar
+from analysis.paper import paper_methods, paper_table
+from analysis.pilot_study import (
+    Predictions,
+    chance_accuracy,
+    collect_predictions,
+    expected_random_accuracy,
+    pilot_table,
+    point_accuracy,
+    random_accuracy,
+    reading,
+)
+from analysis.tables import Provenance, Table
+from core.errors import GroundingError
+from core.masks import choose, decode_rle
+from core.phrases import Phrase, load_nlp
+
+
+@pytest.fixture(scope="module")
+def nlp():
+    return vectors_nlp()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return load_instances(tiny_coco.write(tmp_path_factory.mktemp("coco"), images=True))
+
+
+def phrase(text: str, root: str) -> Phrase:
+    return Phrase(text, (0, len(text)), root, (0, len(root)), (0,))
+
+
+def records():
+    """Image 3: a star hit, a kitten that misses, a rock that is nothing; image 7: a cat hit; image 20: a star."""
+    return [
+        ("3", grounding((80, 120), [("star", (30.5, 40.5), [MASKS[1][3]]), ("kitten", (5.5, 5.5), [MASKS[2][3]]),
+                                    ("rock", (1.5, 1.5), [MASKS[2][3]])])),
+        ("7", grounding((110, 60), [("cat", (50.5, 10.5), [MASKS[4][3]])])),
+        ("20", grounding((50, 90), [("star", (1.5, 1.5), [tiny_coco.rectangle((50, 90), 0, 0, 5, 5)])])),
+    ]  # fmt: skip
+
+
+# ---- matching
+
+
+def test_the_best_category_wins_and_only_above_the_threshold(nlp):
+    matcher = CategoryMatcher(nlp)
+    assert matcher.best(phrase("the sun", "sun"), {1: "star", 5: "cat"}) == (1, pytest.approx(0.8))
+    assert matcher.best(phrase("the sun", "sun"), {5: "cat"}) == (5, pytest.approx(0.6))
+    assert matcher.best(phrase("a rock", "rock"), {1: "star", 5: "cat"})[0] is None
+    assert matcher.best(phrase("the sun", "sun"), {})[0] is None
+
+
+def test_the_threshold_itself_is_a_match(nlp):
+    score = CategoryMatcher(nlp).similarity("sun", "star")
+    assert CategoryMatcher(nlp, threshold=score).best(phrase("sun", "sun"), {1: "star"})[0] == 1
+    assert CategoryMatcher(nlp, threshold=score + 1e-6).best(phrase("sun", "sun"), {1: "star"})[0] is None
+
+
+def test_head_and_phrase_differ_as_their_words_do(nlp):
+    both = phrase("star cat", "cat")
+    assert CategoryMatcher(nlp, by="head").best(both, {1: "star", 5: "cat"}) == (5, pytest.approx(1.0))
+    assert CategoryMatcher(nlp, by="phrase").best(both, {5: "cat"}) == (5, pytest.approx(np.sqrt(0.5)))
+
+
+def test_words_without_vectors_match_nothing_and_case_does_not_matter(nlp):
+    matcher = CategoryMatcher(nlp, threshold=0.1)
+    assert matcher.best(phrase("a zyx", "zyx"), {1: "star"}) == (None, 0.0)
+    assert matcher.best(phrase("The Sun", "Sun"), {1: "STAR"})[0] == 1
+
+
+def test_wrong_options_are_refused(nlp):
+    with pytest.raises(GroundingError, match="'noun' is not known; choose one of head, phrase"):
+        CategoryMatcher(nlp, by="noun")
+    with pytest.raises(GroundingError, match="threshold is 50"):
+        CategoryMatcher(nlp, threshold=50.0)
+
+
+def test_a_pipeline_without_vectors_is_refused():
+    import spacy
+
+    with pytest.raises(GroundingError, match="word vectors"):
+        CategoryMatcher(spacy.blank("en")).best(phrase("a star", "star"), {1: "star"})
+
+
+def test_the_embedded_pipeline_tells_the_scenes_objects_apart():
+    from core.embedded.glyphs import CATEGORIES
+
+    matcher = CategoryMatcher(load_nlp("embedded"))
+    known = dict(enumerate(CATEGORIES))
+    for number, name in known.items():
+        assert matcher.best(phrase(f"the {name}", name), known)[0] == number
+    for word in ("image", "side", "corner", "background", "scene", "center"):
+        assert matcher.best(phrase(f"the {word}", word), known)[0] is None
+
+
+# ---- collecting and scoring
+
+
+def test_phrases_are_matched_within_their_image_or_dropped(dataset, nlp):
+    found = collect_predictions(records(), dataset, nlp)
+    assert found.phrases["category"].tolist() == ["star", "cat", "", "cat", ""]
+    assert found.matched["category_id"].tolist() == [1, 5, 5]
+    assert [(r["image_id"], r["category_id"]) for r in found.results] == [(3, 1), (3, 5), (7, 5)]
+    assert found.answers == {3: "a star a kitten a rock", 7: "a cat", 20: "a star"}
+
+
+def test_point_accuracy_is_the_share_of_matched_points_on_their_category(dataset, nlp):
+    found = collect_predictions(records(), dataset, nlp)
+    assert point_accuracy(found, dataset).value == pytest.approx(2 / 3)  # the crowd of cats counts
+
+
+def test_three_masks_per_phrase_are_three_predictions_and_one_share(dataset, nlp):
+    triple = [("3", grounding((80, 120), [("star", (30.5, 40.5), [MASKS[1][3], MASKS[2][3], MASKS[3][3]])]))]
+    found = collect_predictions(triple, dataset, nlp)
+    assert len(found.results) == 3
+    assert [result["score"] for result in found.results] == pytest.approx([0.9, 0.8, 0.7])
+    assert point_accuracy(found, dataset).value == 1.0
+
+
+def test_answers_without_nouns_leave_nothing(dataset, nlp):
+    found = collect_predictions([("3", grounding((80, 120), []))], dataset, nlp)
+    assert len(found.phrases) == 0 and found.results == []
+    assert np.isnan(point_accuracy(found, dataset).value)
+
+
+def test_records_of_another_dataset_are_refused(dataset, nlp):
+    with pytest.raises(GroundingError, match=r"no image with id '99'.*another dataset"):
+        collect_predictions([("99", grounding((80, 120), []))], dataset, nlp)
+
+
+def test_random_accuracy_nears_its_expectation(dataset):
+    expected = expected_random_accuracy(dataset)
+    assert random_accuracy(dataset, n_draws=300).value == pytest.approx(expected, abs=0.04)
+
+
+def test_chance_weighs_categories_as_the_phrases_do(dataset, nlp):
+    found = collect_predictions(records(), dataset, nlp)
+    star, cat, crowd_cats = 2650 / 9600, 1000 / 9600, 3100 / 6600
+    assert chance_accuracy(found, dataset).value == pytest.approx((star + cat + crowd_cats) / 3)
+
+
+# ---- the table
+
+
+def test_a_perfect_model_gets_full_marks_and_its_own_row(dataset, nlp):
+    perfect = []
+    for image_id, size in tiny_coco.SIZES.items():
+        said = []
+        for owner, category, crowd, mask, _ in MASKS.values():
+            if owner == image_id and not crowd and category != 9:  # "potted plant" is two words, see below
+                rows, columns = np.nonzero(mask)
+                said.append((tiny_coco.CATEGORIES[category], (columns[0] + 0.5, rows[0] + 0.5), [mask]))
+        perfect.append((str(image_id), grounding(size, said)))
+    plain = replace(
+        dataset,
+        annotations={k: tuple(a for a in v if a["category_id"] != 9) for k, v in dataset.annotations.items()},
+    )
+    table = pilot_table(collect_predictions(perfect, plain, nlp), [], plain, n_draws=20).set_index("method")
+    ours = table.loc["attend-and-segment"]
+    assert ours["PAcc"] == 100.0
+    assert ours["AP"] == ours["AR"] == pytest.approx(100.0)
+    assert ours["n_images"] == 5 and ours["n_answers"] == 5 and ours["n_phrases"] == 5
+    assert table.loc["Random Point", "AP"] == 0.0
+    assert 0 < table.loc["Random Point", "PAcc"] < 60
+    assert "100.0 %" in reading(table.reset_index())
+
+
+def test_the_papers_rows_never_mix_with_ours(dataset, nlp, tmp_path):
+    found = collect_predictions(records(), dataset, nlp)
+    provenance = Provenance("tiny/model", "tiny scenes", len(dataset), {"prompt": "Describe.", "seed": 0})
+    paper = paper_table(1).assign(method=paper_methods(1))
+    table = Table(pilot_table(found, [], dataset, n_draws=5), "Pilot study", provenance, paper)
+    table.save(tmp_path, "table1")
+    frame = pd.read_csv(tmp_path / "table1.csv")
+    ours = frame[frame["source"] == "measured here"]
+    assert len(ours) == 3 and len(frame) == 10
+    assert set(ours["model"]) == {"tiny/model"} and set(ours["data"]) == {"tiny scenes"}
+    assert set(ours["settings"]) == {"prompt=Describe.; seed=0"}
+    published = frame[frame["source"] != "measured here"]
+    assert published["source"].str.contains("arXiv 2410.08209v1").all()
+    assert set(published["data"]) == {"COCO val2017, instance segmentation"}
+    assert published["PAcc"].tolist() == [10.53, 34.01, 37.16, 34.55, 38.92, 40.22, 44.49]
+    page = (tmp_path / "table1.html").read_text()
+    assert page.index("attend-and-segment") < page.index('class="group paper"') < page.index("Cambrian-1")
+    assert "other models, other data" in page and "tiny/model" in page
+
+
+def test_nothing_matched_is_said_in_words(dataset, nlp):
+    found = collect_predictions([("3", grounding((80, 120), [("rock", (1.5, 1.5), [MASKS[1][3]])]))], dataset, nlp)
+    assert reading(pilot_table(found, [], dataset, n_draws=2)).startswith("None of the 1 phrases matched")
+
+
+# ---- masks of the random points
+
+
+@pytest.fixture(scope="module")
+def random_run(dataset, tmp_path_factory):
+    path = tmp_path_factory.mktemp("random") / "points.jsonl"
+    options = {"segmenter": tiny_sam.segmenter(), "path": path, "progress": False}
+    return path, options, segment_random_points(dataset, **options)
+
+
+def test_random_masks_belong_to_their_images_and_are_the_segmenters(dataset, random_run):
+    _, _, results = random_run
+    points = random_points(dataset)
+    assert [(r["image_id"], r["category_id"]) for r in results] == list(
+        zip(points["image_id"], points["category_id"], strict=True)
+    )
+    assert all(tuple(r["segmentation"]["size"]) == tiny_coco.SIZES[r["image_id"]] for r in results)
+    import torch
+
+    from core.images import load_image
+
+    segmenter = tiny_sam.segmenter()
+    segmenter.set_image(load_image(dataset.image(7).path))
+    rows = points[points["image_id"] == 7]
+    direct = choose(segmenter.predict(torch.tensor(rows[["x", "y"]].to_numpy(), dtype=torch.float32)), "last")
+    mine = [r for r in results if r["image_id"] == 7]
+    for result, mask, score in zip(mine, direct.masks, direct.scores, strict=True):
+        assert torch.equal(decode_rle(result["segmentation"]), mask[0])
+        assert result["score"] == pytest.approx(float(score[0]))
+    assert mask_ap_ar(results, dataset)["AP"] >= 0
+
+
+def test_a_killed_random_run_goes_on_where_it_stopped(dataset, random_run):
+    path, options, results = random_run
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
+    assert segment_random_points(dataset, **options) == results
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert segment_random_points(dataset, **options) == results
+    assert path.read_bytes() == whole
+
+
+def test_other_settings_do_not_continue_a_random_run(dataset, random_run):
+    _, options, _ = random_run
+    with pytest.raises(GroundingError, match="choose another output_dir or delete that file"):
+        segment_random_points(dataset, seed=1, **options)
+
+
+def test_all_masks_triple_the_random_predictions(dataset, tmp_path):
+    options = {"segmenter": tiny_sam.segmenter(), "path": tmp_path / "all.jsonl", "progress": False}
+    results = segment_random_points(dataset.head(1), mask_choice="all", **options)
+    assert len(results) == 3 * 2
+    assert json.loads((tmp_path / "all.jsonl").read_text().splitlines()[0])["mask_choice"] == "all"
+
+
+# ---- what the answers name
+
+
+def test_pairs_are_a_colour_right_before_a_category():
+    text = (
+        "The image shows a Red star, two blue  cats and a green potted plant. The star is red; the cat is on a red box."
+    )
+    pairs = named_pairs(text, {"red", "blue", "green"}, ["star", "cat", "plant", "potted plant"])
+    assert pairs == {("red", "star"), ("blue", "cat"), ("green", "potted plant")}
+    assert named_pairs("a redstar and a red starfish", {"red"}, ["star"]) == set()
+
+
+def test_annotated_pairs_come_from_the_attributes(dataset):
+    assert annotated_pairs(dataset, 3) == {("red", "star"), ("black", "cat"), ("blue", "star")}
+    assert annotated_pairs(dataset, 20) == set()
+
+
+def test_precision_and_recall_of_named_objects(dataset):
+    answers = {3: "A red star and a green cat.", 7: "a black cat and a black cat, a white cat", 20: "nothing"}
+    found = Predictions(pd.DataFrame(), [], answers)
+    table = caption_objects(found, dataset).set_index("quantity")
+    precision = table.loc["precision of named (colour, category)"]
+    recall = table.loc["recall of annotated (colour, category)"]
+    assert (precision["correct"], precision["of"]) == (
+        3,
+        4,
+    )  # (red, star), (black, cat), (white, cat); not (green, cat)
+    assert (recall["correct"], recall["of"]) == (3, 6)
+    assert precision["value"] == 75.0 and recall["value"] == 50.0
+    assert "3 of 4 (75.0 %)" in caption_reading(table.reset_index())
+
+
+def test_datasets_without_colours_say_so(dataset):
+    plain = {k: tuple({**a, "attributes": {}} for a in v) for k, v in dataset.annotations.items()}
+    table = caption_objects(Predictions(pd.DataFrame(), [], {3: "a red star"}), replace(dataset, annotations=plain))
+    assert table.empty
+    assert "does not know" in caption_reading(table)
+
+
+def test_the_papers_tables_are_whole():
+    rows = {1: 7, 2: 8, 3: 5, 4: 3, 5: 7, 6: 7, 7: 5}
+    assert {number: len(paper_table(number)) for number in rows} == rows
+    assert paper_methods(1)[3] == "LLaVA-1.5, DINOv2"
+    with pytest.raises(GroundingError, match="no table 8"):
+        paper_table(8)
+    with pytest.raises(GroundingError, match="rows of the paper's table 7 are not models"):
+        paper_methods(7)
