@@ -1,0 +1,77 @@
+"""LLaVA around an encoder of this package: its configuration and its processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.errors import GroundingError
+
+SQUARES = ("crop", "pad")
+
+
+def llava_config(vision_config: Any, text_config: Any, *, image_token_id: int, **options: Any) -> Any:
+    """A `LlavaConfig` that takes the encoder's one output as it is.
+
+    Args:
+        vision_config: `DiffusionVisionConfig` or `CombinedVisionConfig`.
+        text_config: the language model's configuration.
+        image_token_id: id of the image token.
+        options: further fields of `LlavaConfig`.
+    """
+    from transformers import LlavaConfig
+
+    from core.encoders import register_encoders
+
+    register_encoders()
+    return LlavaConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=image_token_id,
+        image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        **options,
+    )
+
+
+def llava_processor(
+    vision_config: Any,
+    tokenizer: Any,
+    *,
+    square: str = "pad",
+    chat_template: str | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> Any:
+    """The `LlavaProcessor` whose pictures and placeholders fit the encoder.
+
+    Args:
+        vision_config: as above; its image_size, patch_size, image_mean and image_std are used.
+        tokenizer: the language model's, with the image token.
+        square: "pad" pads to a square with the mean colour as LLaVA-1.5 trains, "crop" crops the centre.
+        chat_template: Jinja template; None for the tokenizer's.
+        mean, std: another normalisation than the encoder takes it for; only the published weights were trained so.
+
+    Raises:
+        GroundingError: another `square`.
+    """
+    from transformers import CLIPImageProcessor, LlavaImageProcessor, LlavaProcessor
+
+    if square not in SQUARES:
+        raise GroundingError(f"unknown square {square!r}; use one of {', '.join(SQUARES)}")
+    side = vision_config.image_size
+    options = {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": list(vision_config.image_mean if mean is None else mean),
+        "image_std": list(vision_config.image_std if std is None else std),
+    }
+    image_processor = LlavaImageProcessor(do_pad=True, **options) if square == "pad" else CLIPImageProcessor(**options)
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=vision_config.patch_size,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=chat_template or getattr(tokenizer, "chat_template", None),
+    )
