@@ -108,8 +108,8 @@ of the split `test` (seed 0), {_versions()}:
 
 {_table(rows)}
 
-**Limits.** Drawn scenes only. Of points beside all objects (a share of {SamRecipe().background} in the second half of the
-training) it has seen few, and returns the background or nothing.
+**Limits.** Drawn scenes only. Of points beside all objects it has seen few (a share of {SamRecipe().background} in the
+second half of the training); for them it returns the background or nothing.
 """
 
 

@@ -55,6 +55,7 @@ def build_llava(recipe: LmmRecipe, encoder, tokenizer):
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(recipe.seed)
+    encoder.config.name_or_path = ""  # the shipped configuration names no folder of the machine it was made on
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.width,
