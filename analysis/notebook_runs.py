@@ -168,6 +168,7 @@ def _results_are_stale(before: NotebookState, identity: Mapping[str, str]) -> bo
 def _execute(job: NotebookJob, progress: NotebookProgress, timeout: int | None) -> dict[str, Any]:
     """Empty when the notebook ran to its end and left its marker, otherwise what went wrong."""
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, whatever the user's own kernels are
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # widgets that stay empty in an exported page
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         papermill.execute_notebook(

@@ -6,9 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
-from scipy import ndimage
 
 from core.embedded.dataset import write_dataset
 from core.embedded.glyphs import CATEGORIES, silhouette
@@ -69,8 +68,10 @@ def test_silhouettes_are_solid():
         shape = silhouette(category)
         filled, ink = np.asarray(shape.filled) > 0, np.asarray(shape.ink) > 127
         assert (filled | ~ink).mean() > 0.99, category
-        assert np.array_equal(ndimage.binary_fill_holes(filled), filled), category
-        assert 0.2 < filled.mean() < 0.95, (category, filled.mean())
+        outside = Image.fromarray(np.pad(filled, 1).astype(np.uint8)).copy()
+        ImageDraw.floodfill(outside, (0, 0), 2)
+        assert 0 not in np.asarray(outside), f"{category} has a hole"
+        assert filled.mean() > 0.2, (category, filled.mean())
 
 
 def test_descriptions_name_every_object_from_left_to_right():

@@ -39,7 +39,7 @@ def write_cards(weights: Path, *, scenes: int) -> None:
     _write(weights / "llava", _llava_card(measured, lmm), measured)
 
 
-def _llava_card(measured: dict[str, float], lmm: Any) -> str:
+def _llava_card(measured: dict[str, float | int], lmm: Any) -> str:
     counts = {
         "vision encoder (frozen)": lmm.model.model.vision_tower,
         "projector": lmm.model.model.multi_modal_projector,
@@ -84,7 +84,7 @@ answer with the row "places told right" in mind. Of several objects it sometimes
 """
 
 
-def _sam_card(measured: dict[str, float]) -> str:
+def _sam_card(measured: dict[str, float | int]) -> str:
     rows = [
         (f"mean IoU of mask {number} with the object", f"{measured[f'iou_mask_{number}']:.3f}") for number in range(3)
     ]
@@ -113,7 +113,7 @@ second half of the training); for them it returns the background or nothing.
 """
 
 
-def _write(directory: Path, card: str, measured: dict[str, float]) -> None:
+def _write(directory: Path, card: str, measured: dict[str, float | int]) -> None:
     (directory / "README.md").write_text(card)
     (directory / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
 

@@ -21,7 +21,7 @@ _PLACE = re.compile(rf"\b({'|'.join(CATEGORIES)}) is (?:located )?((?:in|on|near
 _PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(CATEGORIES)})\b")
 
 
-def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed: int = 0) -> dict[str, float]:
+def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed: int = 0) -> dict[str, float | int]:
     """Descriptions and their grounding on the first `scenes` scenes of the split `test`.
 
     Returns shares in 0..1: `pair_precision` and `pair_recall` of the (colour, category) pairs that a description names;
@@ -63,7 +63,7 @@ def _places(scene: Scene, text: str) -> dict[str, int]:
     return {"places": len(said), "places_right": sum(pair in true for pair in said)}
 
 
-def _score(scene: Scene, grounded: Grounding, plain: Grounding) -> dict[str, float]:
+def _score(scene: Scene, grounded: Grounding, plain: Grounding) -> Counter[str]:
     totals: Counter[str] = Counter()
     for number, phrase in enumerate(grounded.phrases):
         things = [thing.mask for thing in scene.objects if thing.category == phrase.root.lower()]
@@ -81,7 +81,7 @@ def _score(scene: Scene, grounded: Grounding, plain: Grounding) -> dict[str, flo
     return totals
 
 
-def measure_sam(segmenter: Segmenter, *, scenes: int, seed: int = 0) -> dict[str, float]:
+def measure_sam(segmenter: Segmenter, *, scenes: int, seed: int = 0) -> dict[str, float | int]:
     """One random point in every object: mean IoU with it of each of the three masks and of the best-scored one."""
     rng = np.random.default_rng(seed)
     ious, chosen = [], []
