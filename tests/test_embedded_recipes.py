@@ -1,6 +1,8 @@
 """The training recipes of the embedded models, at a size of seconds: they learn, they resume, what they write loads."""
 
-from dataclasses import asdict, replace
+import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from core.embedded import lmm as lmm_recipe
 from core.embedded import sam_training as sam_recipe
+from core.embedded import train, weights_path
 from core.embedded import vision as vision_recipe
 from core.embedded.captions import DESCRIBE
 from core.embedded.lmm import IGNORE, LmmRecipe, conversation
@@ -25,6 +28,12 @@ VISION = VisionRecipe(
     scenes=32, steps=6, batch=8,
 )  # fmt: skip
 LMM = LmmRecipe(width=32, layers=2, heads=2, mlp=64, vocabulary=600, scenes=32, steps=6, batch=4, save_every=2)
+
+SAM = SamRecipe(
+    config=SamConfig(image_size=64, width=32, depth=2, heads=2, window=2, prompt_width=32),
+    pictures=6, encoder_steps=3, steps=4, batch=2, prompts=2,
+)  # fmt: skip
+SAM_SHAPES = ((48, 64), (64, 48))
 
 
 @pytest.fixture(scope="module")
@@ -152,18 +161,34 @@ def test_embedded_sam_builder_is_segment_anythings():
     assert all("rel_pos" in name or ".mlp.lin" in name for name in different), different
 
 
-def test_sam_recipe_learns_and_what_it_writes_loads(tmp_path, caplog):
+def test_sam_recipe_writes_what_loads(tmp_path, monkeypatch):
     from core.masks import load_segmenter
 
-    config = SamConfig(image_size=64, width=32, depth=2, heads=2, window=2, prompt_width=32)
-    recipe = SamRecipe(config=config, pictures=6, encoder_steps=3, steps=4, batch=2, prompts=2)
-    sam_recipe.SHAPES, shapes = ((48, 64), (64, 48)), sam_recipe.SHAPES
-    try:
-        sam_recipe.train(recipe, tmp_path / "sam")
-    finally:
-        sam_recipe.SHAPES = shapes
+    monkeypatch.setattr(sam_recipe, "SHAPES", SAM_SHAPES)
+    sam_recipe.train(SAM, tmp_path / "sam")
     segmenter = load_segmenter(str(tmp_path / "sam"))
     segmenter.set_image(make_scene("val", 0, size=(60, 90)).image)
     found = segmenter.predict(torch.tensor([[30.5, 20.5]]))
     assert found.masks.shape == (1, 3, 60, 90)
-    assert asdict(config)["image_size"] == 64
+
+
+def test_one_command_trains_measures_and_does_not_repeat_what_is_finished(tmp_path, monkeypatch, capsys):
+    for module, name, small in (
+        (vision_recipe, "VisionRecipe", VISION),
+        (lmm_recipe, "LmmRecipe", replace(LMM, steps=2)),
+        (sam_recipe, "SamRecipe", SAM),
+    ):
+        monkeypatch.setattr(module, name, lambda small=small: small)
+    monkeypatch.setattr(sam_recipe, "SHAPES", SAM_SHAPES)
+    weights = tmp_path / "weights"
+    shutil.copytree(weights_path("en"), weights / "en")
+    command = ["--only", "vision", "llava", "sam", "--output", str(weights), "--work", str(tmp_path / "work")]
+    train.main([*command, "--workers", "1", "--card-scenes", "2"])
+    made = {file: file.stat().st_mtime_ns for file in weights.rglob("*.safetensors")}
+    assert {file.parent.name for file in made} == {"llava", "sam"}
+    for kind in ("llava", "sam"):
+        assert "**Measured**" in (weights / kind / "README.md").read_text()
+        assert json.loads((weights / kind / "measured.json").read_text())["scenes"] == 2
+    assert str(tmp_path) not in (weights / "llava" / "config.json").read_text()
+    train.main([*command, "--no-cards"])
+    assert made == {file: file.stat().st_mtime_ns for file in weights.rglob("*.safetensors")}
