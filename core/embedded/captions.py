@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from core.embedded.scenes import SceneObject
+from core.embedded.glyphs import CATEGORIES
+from core.embedded.scene_object import SceneObject
 
 DESCRIBE = "Describe the image in detail."
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -42,8 +41,6 @@ def answer_questions(
     rng: np.random.Generator, objects: Sequence[SceneObject], texture: str, ground: str
 ) -> tuple[tuple[str, str], ...]:
     """Color, presence (one yes, one no), place, number and background, each with its answer."""
-    from core.embedded.glyphs import CATEGORIES
-
     thing = objects[int(rng.integers(len(objects)))]
     name = _name(thing, objects)
     present = {other.category for other in objects}

@@ -9,6 +9,7 @@ from PIL import Image
 
 from core.embedded.captions import answer_questions, describe
 from core.embedded.glyphs import CATEGORIES, silhouette
+from core.embedded.scene_object import SceneObject
 from core.errors import GroundingError
 
 COLOURS = {
@@ -25,22 +26,6 @@ GROUNDS = {"gray": (150, 150, 152), "beige": (200, 184, 150), "brown": (140, 112
 TEXTURES = ("plain", "striped", "dotted", "checkered", "grainy")
 SPLITS = ("train", "val", "test")
 SIZES = ((160, 208), (256, 256), (240, 320), (320, 240), (336, 448), (448, 336), (480, 640))  # (H, W) pixels
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One object: its words, its visible pixels (`mask`, bool [H, W]), and where it is.
-
-    `centre` is (x, y) and `scale` the longer side of the silhouette, both as a fraction of the image (width, height)
-    and of its short side respectively. `box` is (x, y, width, height) in pixels, COCO's order.
-    """
-
-    category: str
-    colour: str
-    mask: np.ndarray
-    box: tuple[float, float, float, float]
-    centre: tuple[float, float]
-    scale: float
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from core.encoders.diffusion_config import DiffusionVisionConfig
 from core.encoders.features import encoder_only, keep_up_to, latents, noised, seeded_maps
 from core.encoders.frozen import FrozenEncoder, PositionalEncoding, as_tokens, to_grid_size
-from core.encoders.released import ReleasedHead
+from core.encoders.released_head import ReleasedHead
 
 
 class ImplicitCaptioner(nn.Module):

@@ -1,0 +1,608 @@
+"""The two training stages: what is learnt, in which order, by which parameters, and that killed runs go on exactly."""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_diffusion import tiny_diffusion, tiny_tower
+from tiny_models import LLAVA_CHAT, _llama, llama_tokenizer, tiny_llava
+
+from core.errors import GroundingError
+from core.training.collator import Collator
+from core.training.data import ConversationData, pad_to_square, read_samples
+from core.training.loss_log import read_losses
+from core.training.recipes import STAGES, stage_recipe
+from core.training.run import RunOptions, last_checkpoint, make_collator, train
+from core.training.sampling import EpochSampler, grouped_order
+from core.training.templates import IGNORE, tokenize
+
+ROOT = Path(__file__).parent.parent
+TURNS = (("What is in this picture?", "A photo of a cat."), ("What is next to it?", "12 cups, a star"))
+QUICK = {"batch": 4, "bf16": False}
+HERE = RunOptions(device_batch=2, device="cpu", workers=0, save_every=2, progress=False, gradient_checkpointing=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return llama_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, pictures):
+    """Twelve records: pictures of several shapes, every third of text only, of one to three turns."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    for name, picture in pictures.items():
+        picture.save(folder / "images" / f"{name}.png")
+    names, records = sorted(pictures), []
+    for number in range(12):
+        record = {"id": f"r{number}", "conversations": []}
+        for turn in range(1 + number % 3):
+            question = "What is in this picture?" if turn == 0 else f"And {'the cup ' * turn}?"
+            marked = f"<image>\n{question}" if turn == 0 and number % 3 != 2 else question
+            answer = "a red umbrella " * (number % 4) + "and a blue star."
+            record["conversations"] += [{"from": "human", "value": marked}, {"from": "gpt", "value": answer}]
+        if number % 3 != 2:
+            record["image"] = f"{names[number % len(names)]}.png"
+        records.append(record)
+    (folder / "conversations.json").write_text(json.dumps(records))
+    return folder / "conversations.json"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Directories of a tiny LLaVA on CLIP and of a tiny DiffLMM, with fast tokenizers."""
+    from transformers import LlamaConfig, LlavaForConditionalGeneration
+
+    from core.encoders import register_encoders
+    from core.encoders.diffusion import DiffusionVisionModel
+    from core.encoders.llava import llava_config, llava_processor
+
+    register_encoders()
+    root = tmp_path_factory.mktemp("models")
+    encoder = DiffusionVisionModel.from_parts(
+        tiny_diffusion(root / "sd"), tiny_tower(root / "tower"), image_size=64, patch_size=16, up_block=1
+    )
+    words = llama_tokenizer()
+    text = {key: value for key, value in _llama(len(words)).items() if key != "model_type"}
+    config = llava_config(encoder.config, LlamaConfig(**text), image_token_id=words.convert_tokens_to_ids("<image>"))
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(encoder.state_dict())
+    model.save_pretrained(root / "difflmm")
+    llava_processor(encoder.config, words, chat_template=LLAVA_CHAT).save_pretrained(root / "difflmm")
+    return {"llava": tiny_llava(root / "llava"), "difflmm": root / "difflmm"}
+
+
+@pytest.fixture(scope="module")
+def processor(models):
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(models["llava"])
+
+
+def learnt_texts(tokens, tokenizer):
+    """Runs of consecutive learnt tokens, as text."""
+    runs, before = [], False
+    for token, label in zip(tokens.ids.tolist(), tokens.labels.tolist(), strict=True):
+        assert label in (IGNORE, token)
+        if label != IGNORE:
+            runs = runs if before else [*runs, []]
+            runs[-1].append(token)
+        before = label != IGNORE
+    return [tokenizer.decode(run) for run in runs]
+
+
+def test_the_defaults_are_the_papers():
+    first, second = STAGES[1], STAGES[2]
+    assert (first.template, first.batch, first.learning_rate, first.lora_rank) == ("plain", 256, 1e-3, 0)
+    assert (second.template, second.batch, second.learning_rate) == ("vicuna_v1", 128, 2e-4)
+    assert (second.lora_rank, second.lora_alpha, second.visual_learning_rate) == (128, 256, 2e-5)
+    assert second.group and second.pad and second.max_length == 2048
+    for recipe in (first, second):
+        assert (recipe.epochs, recipe.schedule, recipe.warmup, recipe.weight_decay) == (1, "cosine", 0.03, 0)
+        assert recipe.bf16
+    assert stage_recipe(2, batch=8).batch == 8 and STAGES[2].batch == 128
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        (3, {}, "stages 1 and 2"),
+        (1, {"rate": 1}, "has no rate"),
+        (1, {"template": "x"}, "unknown template 'x'"),
+        (1, {"batch": 0}, "batch must be positive"),
+        (2, {"warmup": 3.0}, "warmup a share"),
+    ],
+)
+def test_recipes_that_cannot_be_meant_are_refused(stage, changes, message):
+    with pytest.raises(GroundingError, match=message):
+        stage_recipe(stage, **changes)
+
+
+@pytest.mark.parametrize("visual", [0, 3])
+def test_plain_learns_the_caption_and_its_line_break(tokenizer, visual):
+    tokens = tokenize(TURNS, tokenizer, template="plain", image="<image>" * visual)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    assert tokens.ids.tolist()[: 1 + visual] == [tokenizer.bos_token_id, *[image] * visual]
+    assert (tokens.labels[: 1 + visual] == IGNORE).all()
+    assert torch.equal(tokens.labels[1 + visual :], tokens.ids[1 + visual :])
+    assert tokenizer.decode(tokens.ids[1 + visual :]).strip() == "A photo of a cat."
+    assert tokenizer.decode(tokens.ids).endswith("\n")
+
+
+@pytest.mark.parametrize("visual", [0, 3])
+@pytest.mark.parametrize("count", [1, 2])
+def test_vicuna_learns_every_answer_with_its_end(tokenizer, visual, count):
+    tokens = tokenize(TURNS[:count], tokenizer, template="vicuna_v1", image="<image>" * visual)
+    runs = learnt_texts(tokens, tokenizer)
+    assert [run.strip() for run in runs] == [f"{answer}</s>" for _, answer in TURNS[:count]]
+    assert tokens.labels[-1] == tokenizer.eos_token_id
+    learnt = tokens.labels != IGNORE
+    starts = [i for i in range(1, len(learnt)) if learnt[i] and not learnt[i - 1]]
+    for start in starts:  # what is not learnt ends where generation begins
+        assert tokenizer.decode(tokens.ids[:start]).endswith("ASSISTANT:")
+
+
+def test_a_training_sample_begins_as_the_prompt_of_inference(models, tokenizer):
+    from core.lmm import load_lmm
+    from core.prompts import render_prompt
+
+    lmm = load_lmm(models["llava"], device="cpu")
+    prompt = render_prompt(TURNS[0][0], lmm.family, template="vicuna_v1")
+    grey = Image.new("RGB", (56, 56))
+    wanted = lmm.processor(images=[grey], text=[prompt], return_tensors="pt")["input_ids"][0]
+    visual = int((wanted == lmm.family.image_token_id).sum())
+    tokens = tokenize(TURNS, lmm.processor.tokenizer, template="vicuna_v1", image="<image>" * visual)
+    assert torch.equal(tokens.ids[: len(wanted)], wanted)
+    assert (tokens.labels[: len(wanted)] == IGNORE).all() and tokens.labels[len(wanted)] != IGNORE
+
+
+def test_long_samples_are_cut(tokenizer):
+    whole = tokenize(TURNS, tokenizer, template="vicuna_v1")
+    cut = tokenize(TURNS, tokenizer, template="vicuna_v1", max_length=50)
+    assert len(cut.ids) == 50 and torch.equal(cut.ids, whole.ids[:50]) and torch.equal(cut.labels, whole.labels[:50])
+
+
+def test_records_are_read_as_llava_writes_them(data, pictures):
+    samples = read_samples(data)
+    assert len(samples) == 12 and sum(sample.image is None for sample in samples) == 4
+    assert samples[1].turns[0][0] == "What is in this picture?" and len(samples[1].turns) == 2
+    assert samples[0].image.is_file() and samples[0].id == "r0"
+
+
+def test_the_scenes_are_training_data(tmp_path):
+    from core.embedded.dataset import write_dataset
+
+    write_dataset(tmp_path, n=2, size=(64, 80))
+    samples = read_samples(tmp_path / "conversations.json")
+    assert all(sample.image.is_file() and len(sample.turns) > 1 for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"id": "a", "conversations": [{"from": "human", "value": "x"}]}, "'a' has 1 texts"),
+        ({"id": "a", "conversations": [{"from": "human", "value": "x"}] * 2}, "'a': expected a text from 'gpt'"),
+        ({"id": "a"}, "record 0 has no list of conversations"),
+        ({"id": "a", "image": ["x", "y"], "conversations": []}, "one path per record"),
+        (
+            {"id": "a", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]},
+            "without an image",
+        ),
+    ],
+)
+def test_records_that_do_not_fit_are_named(tmp_path, record, message):
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    with pytest.raises(GroundingError, match=message):
+        read_samples(tmp_path / "data.json")
+
+
+def test_files_that_are_no_data_are_refused(tmp_path):
+    with pytest.raises(GroundingError, match="does not exist"):
+        read_samples(tmp_path / "none.json")
+    for content, message in (("{", "not JSON"), ("{}", "no list of records")):
+        (tmp_path / "data.json").write_text(content)
+        with pytest.raises(GroundingError, match=message):
+            read_samples(tmp_path / "data.json")
+
+
+@pytest.mark.parametrize("shape", ["landscape", "portrait", "square"])
+def test_padding_is_the_geometry_that_is_mapped_back(models, pictures, shape):
+    from core.families.llava import Llava
+    from core.lmm import load_lmm
+
+    lmm = load_lmm(models["llava"], device="cpu", geometry="pad")
+    colour = tuple(int(channel * 255) for channel in lmm.processor.image_processor.image_mean)
+    wanted = Llava(lmm.model, lmm.processor, geometry="pad").prepare(pictures[shape]).image
+    assert np.array_equal(np.asarray(pad_to_square(pictures[shape], colour)), np.asarray(wanted))
+
+
+@pytest.fixture()
+def broken(tmp_path, data, pictures):
+    """A copy of the data where r1's picture is missing and r3's is no picture."""
+    records = json.loads(data.read_text())
+    for name, picture in pictures.items():
+        picture.save(tmp_path / f"{name}.png")
+    records[1]["image"], records[3]["image"] = "gone.png", "noise.png"
+    (tmp_path / "noise.png").write_bytes(b"no picture")
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    return tmp_path / "data.json"
+
+
+def test_unreadable_pictures_carry_no_loss_and_are_named(broken, processor, tmp_path, caplog):
+    samples = read_samples(broken)
+    dataset = ConversationData(samples, processor, template="vicuna_v1", skipped=tmp_path / "skipped.jsonl")
+    items = [dataset[number] for number in range(4)]
+    for number in (1, 3):
+        assert items[number]["pixel_values"] is None and (items[number]["labels"] == IGNORE).all()
+    for number in (0, 2):
+        assert (items[number]["labels"] != IGNORE).any()
+    noted = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [note["id"] for note in noted] == ["r1", "r3"] and "gone.png" in noted[0]["error"]
+    assert "'r1' is skipped" in caplog.text and "does not exist" in caplog.text
+    strict = ConversationData(samples, processor, template="vicuna_v1", missing="raise")
+    with pytest.raises(GroundingError, match=r"record 'r1'.*gone\.png"):
+        strict[1]
+    with pytest.raises(GroundingError, match="unknown missing"):
+        ConversationData(samples, processor, template="plain", missing="ignore")
+    with pytest.raises(GroundingError, match="16 visual tokens, which do not fit into max_length 16"):
+        ConversationData(samples, processor, template="plain", max_length=16)
+
+
+def item(ids, picture=None):
+    labels = torch.tensor([IGNORE, *ids[1:]])
+    return {
+        "input_ids": torch.tensor(ids),
+        "labels": labels,
+        "pixel_values": None if picture is None else torch.full((3, 2, 2), float(picture)),
+    }
+
+
+def test_batches_are_padded_on_the_right_with_pictures_in_order():
+    collate = Collator(pad_id=0, image_id=9, visual_tokens=2, blank=torch.zeros(3, 2, 2))
+    batch = collate([item([1, 9, 9, 5], 7), item([1, 4]), item([1, 9, 9], 8)])
+    assert batch["input_ids"].tolist() == [[1, 9, 9, 5], [1, 4, 0, 0], [1, 9, 9, 0]]
+    assert batch["labels"].tolist() == [[IGNORE, 9, 9, 5], [IGNORE, 4, IGNORE, IGNORE], [IGNORE, 9, 9, IGNORE]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [7, 8]
+    assert collate([item([1, 0, 3])])["attention_mask"][0, :3].tolist() == [1, 1, 1]  # a pad id inside is no padding
+
+
+def test_the_blank_picture_of_text_only_batches_changes_nothing(models, processor, data):
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(models["llava"])
+    texts = [sample for sample in read_samples(data) if sample.image is None]
+    dataset = ConversationData(texts, processor, template="vicuna_v1")
+    batch = make_collator(dataset, model.config.image_token_id)([dataset[0], dataset[1]])
+    loss = model(**batch).loss
+    loss.backward()
+    projector = model.model.multi_modal_projector
+    assert all(weight.grad is not None and not weight.grad.any() for weight in projector.parameters())
+    plain = [model(input_ids=dataset[n]["input_ids"][None], labels=dataset[n]["labels"][None]).loss for n in (0, 1)]
+    counts = [(dataset[n]["labels"] != IGNORE).sum() for n in (0, 1)]
+    torch.testing.assert_close(loss, sum(a * b for a, b in zip(plain, counts, strict=True)) / sum(counts))
+
+
+@pytest.mark.parametrize(("pictures_count", "texts", "batch", "group"), [(37, 23, 4, 8), (3, 2, 4, 4), (16, 0, 4, 8)])
+def test_groups_hold_one_modality_and_similar_lengths(pictures_count, texts, batch, group):
+    rng = np.random.default_rng(0)
+    has_image = [True] * pictures_count + [False] * texts
+    lengths = rng.integers(1, 1000, len(has_image)).tolist()
+    orders = [
+        grouped_order(lengths, has_image, batch=batch, group=group, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    order = orders[0]
+    assert sorted(order) == list(range(len(has_image)))
+    assert order == orders[1]
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    mixed = [one for one in batches if len({has_image[index] for index in one}) > 1]
+    assert len(mixed) <= 1
+    whole = pictures_count // group + texts // group
+    for start in range(0, whole * group, group):
+        assert len({has_image[index] for index in order[start : start + group]}) == 1
+    if whole > 3:
+        assert order != orders[2]
+        spread = np.mean([np.ptp([lengths[index] for index in one]) for one in batches[: whole * group // batch]])
+        shuffled = rng.permutation(lengths)[: len(lengths) // batch * batch].reshape(-1, batch)
+        assert spread < 0.5 * np.ptp(shuffled, axis=1).mean()
+
+
+def test_epochs_differ_and_are_repeatable():
+    sampler = EpochSampler(list(range(20)), [True] * 20, batch=2, seed=3)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(20)) and first != second
+    sampler.set_epoch(0)
+    assert list(sampler) == first and len(sampler) == 20
+
+
+@pytest.fixture(scope="module")
+def runs(models, data, tmp_path_factory):
+    """Both stages of both models, three optimiser steps each: (start, recipe, result directory)."""
+    found = {}
+    for name, start in models.items():
+        for stage in (1, 2):
+            changes = {**QUICK, "learning_rate": 1e-2} | ({"lora_rank": 4} if stage == 2 else {})
+            recipe = stage_recipe(stage, **changes)
+            output = tmp_path_factory.mktemp(f"{name}_{stage}")
+            found[name, stage] = (start, recipe, train(start, data, output, recipe=recipe, options=HERE))
+    return found
+
+
+@pytest.mark.parametrize("name", ["llava", "difflmm"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_learns_moves_and_the_rest_does_not(runs, name, stage):
+    from transformers import AutoModelForImageTextToText
+
+    start, _, result = runs[name, stage]
+    before = AutoModelForImageTextToText.from_pretrained(start).state_dict()
+    after = AutoModelForImageTextToText.from_pretrained(result).state_dict()
+    assert before.keys() == after.keys()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    visual = {key for key in before if ".multi_modal_projector." in key}
+    visual |= {key for key in before if ".captioner." in key or key.startswith("model.vision_tower.positions")}
+    assert len(visual) == (4 if name == "llava" else 9)
+    linear = {key for key in before if ".language_model." in key and key.endswith("_proj.weight")}
+    assert moved == visual | (linear if stage == 2 else set()) and len(linear) == 14
+
+
+def test_a_run_leaves_a_model_that_grounds(runs, pictures):
+    from core.lmm import load_lmm
+
+    lmm = load_lmm(runs["difflmm", 2][2], device="cpu")
+    found = lmm.generate(pictures["landscape"], "What is in this picture?", max_new_tokens=2)
+    assert found.attention.shape[1] == 16
+    assert lmm.model.config.use_cache
+
+
+@pytest.mark.parametrize("name", ["llava", "difflmm"])
+def test_merged_lora_equals_unmerged(models, data, name):
+    from core.checkpoints import load_checkpoint
+    from core.training.stages import finished_model, prepare_stage
+
+    model, processor = load_checkpoint(models[name], device="cpu")
+    tuned = prepare_stage(model, stage_recipe(2, lora_rank=4)).eval()
+    for weight_name, weight in tuned.named_parameters():
+        if weight.requires_grad:
+            weight.data += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(weight_name)))
+    dataset = ConversationData(read_samples(data), processor, template="vicuna_v1")
+    batch = make_collator(dataset, model.config.image_token_id)([dataset[0], dataset[1], dataset[2]])
+    with torch.no_grad():
+        unmerged = tuned(**batch).logits
+        merged = finished_model(tuned)(**batch).logits
+    torch.testing.assert_close(merged, unmerged, atol=1e-5, rtol=1e-4)
+
+
+def test_every_part_has_its_learning_rate(models):
+    from core.checkpoints import load_checkpoint
+    from core.training.stages import parameter_groups, prepare_stage
+
+    model, _ = load_checkpoint(models["difflmm"], device="cpu")
+    tuned = prepare_stage(model, stage_recipe(2, weight_decay=0.1))
+    names = {id(weight): name for name, weight in tuned.named_parameters()}
+    groups = parameter_groups(tuned, stage_recipe(2, weight_decay=0.1))
+    assert {weight.requires_grad for group in groups for weight in group["params"]} == {True}
+    assert sum(len(group["params"]) for group in groups) == sum(w.requires_grad for w in tuned.parameters())
+    for group in groups:
+        for weight in group["params"]:
+            assert group["lr"] == (2e-4 if "lora_" in names[id(weight)] else 2e-5)
+            assert group["weight_decay"] == (0.1 if weight.ndim == 2 else 0)
+
+
+class Killed(Exception):
+    """What ends a run in the middle of a step."""
+
+
+def killer(step):
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **unused):
+            if state.global_step == step:
+                raise Killed
+
+    return Kill()
+
+
+@pytest.mark.parametrize(("name", "stage", "killed"), [("llava", 1, 5), ("difflmm", 2, 3), ("llava", 2, 4)])
+def test_a_killed_run_goes_on_exactly(models, data, tmp_path, name, stage, killed):
+    recipe = stage_recipe(stage, **QUICK, epochs=2.0, learning_rate=1e-2, **({"lora_rank": 4} if stage == 2 else {}))
+    start = models[name]
+    whole = train(start, data, tmp_path / "whole", recipe=recipe, options=HERE)
+    with pytest.raises(Killed):
+        train(start, data, tmp_path / "killed", recipe=recipe, options=HERE, callbacks=(killer(killed),))
+    assert not (tmp_path / "killed" / "model").exists()
+    assert last_checkpoint(tmp_path / "killed").endswith(f"checkpoint-{(killed - 1) // 2 * 2}")
+    torch.manual_seed(99)  # nothing may hang on what the process did before
+    resumed = train(start, data, tmp_path / "killed", recipe=recipe, options=HERE)
+    losses, again = read_losses(tmp_path / "whole"), read_losses(tmp_path / "killed")
+    assert [row["step"] for row in again] == [1, 2, 3, 4, 5, 6]
+    assert again == losses
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+
+
+def test_a_half_written_checkpoint_is_not_taken(tmp_path):
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert last_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path).endswith("checkpoint-2")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path).endswith("checkpoint-10")
+
+
+def test_another_recipe_does_not_go_on_in_the_same_directory(runs, data):
+    start, recipe, result = runs["llava", 1]
+    with pytest.raises(GroundingError, match=r"learning_rate 0\.01 then, 0\.001 now"):
+        train(start, data, result.parent, recipe=stage_recipe(1, **QUICK), options=HERE)
+    assert recipe.learning_rate == 1e-2
+
+
+def test_unreadable_pictures_do_not_stop_a_run_unless_asked(models, broken, tmp_path):
+    recipe = stage_recipe(2, **QUICK, lora_rank=2)
+    train(models["llava"], broken, tmp_path / "run", recipe=recipe, options=HERE)
+    losses = [row["loss"] for row in read_losses(tmp_path / "run")]
+    assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
+    assert {json.loads(line)["id"] for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()} == {
+        "r1",
+        "r3",
+    }
+    strict = RunOptions(**{**vars(HERE), "missing": "raise"})
+    with pytest.raises(GroundingError, match=r"record 'r[13]'"):
+        train(models["llava"], broken, tmp_path / "strict", recipe=recipe, options=strict)
+
+
+def test_a_step_of_unreadable_pictures_only_is_no_step_to_nan(models, tmp_path):
+    turn = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a cat"}]
+    (tmp_path / "data.json").write_text(json.dumps([{"image": f"{n}.png", "conversations": turn} for n in range(4)]))
+    result = train(
+        models["llava"], tmp_path / "data.json", tmp_path / "run", recipe=stage_recipe(1, **QUICK), options=HERE
+    )
+    assert [row["loss"] for row in read_losses(tmp_path / "run")] == [0.0]
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(result)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_accumulation_checkpointing_and_bfloat16(models, data, tmp_path):
+    first = {}
+    for label, options, changes in (
+        ("plain", {"device_batch": 4}, {}),
+        ("accumulated", {"device_batch": 1}, {}),
+        ("checkpointed", {"device_batch": 4, "gradient_checkpointing": True}, {}),
+        ("bfloat16", {"device_batch": 4}, {"bf16": True}),
+    ):
+        recipe = stage_recipe(1, **{**QUICK, "learning_rate": 1e-2} | changes)
+        where = RunOptions(**{**vars(HERE), "max_steps": 2, **options})
+        train(models["difflmm"], data, tmp_path / label, recipe=recipe, options=where)
+        first[label] = [row["loss"] for row in read_losses(tmp_path / label)]
+    assert first["accumulated"] == pytest.approx(first["plain"], rel=1e-4)
+    assert first["checkpointed"] == pytest.approx(first["plain"], rel=1e-4)
+    assert first["bfloat16"] == pytest.approx(first["plain"], rel=2e-2) and first["bfloat16"] != first["plain"]
+    with pytest.raises(GroundingError, match="batch of 4 cannot be divided into 3"):
+        where = RunOptions(**{**vars(HERE), "device_batch": 3})
+        train(models["llava"], data, tmp_path / "no", recipe=stage_recipe(1, **QUICK), options=where)
+
+
+@pytest.mark.parametrize("name", ["llava", "difflmm"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_dry_run_counts_what_is_there(models, broken, name, stage):
+    from core.checkpoints import load_checkpoint
+    from core.training.dry_run import dry_run
+
+    recipe = stage_recipe(stage, **QUICK)
+    found = dry_run(models[name], broken, recipe=recipe, options=HERE, rate=1e9)
+    model, processor = load_checkpoint(models[name], device="cpu")
+    learnable = found.trainable if stage == 1 else found.trainable - found.parameters["lora"][0]
+    assert found.frozen == sum(w.numel() for w in model.parameters()) - learnable
+    text = model.model.language_model
+    ranks = sum(
+        128 * (part.in_features + part.out_features) for part in text.modules() if isinstance(part, torch.nn.Linear)
+    )
+    assert found.parameters.get("lora") == ((ranks, 0) if stage == 2 else None)
+    projector = sum(w.numel() for w in model.model.multi_modal_projector.parameters())
+    assert found.parameters["projector"] == (projector, 0)
+    dataset = ConversationData(read_samples(broken), processor, template=recipe.template)
+    tokens = [dataset.tokens(one, with_image=one.image is not None) for one in dataset.samples]
+    assert found.tokens == sum(len(one.ids) for one in tokens)
+    assert found.answer_tokens == sum(int((one.labels != IGNORE).sum()) for one in tokens)
+    assert (found.samples, found.text_only, found.missing, found.steps) == (12, 4, ("r1",), 3)
+    assert found.visual_tokens == 16 and found.seconds == pytest.approx(found.flops / 1e9)
+    assert found.memory["optimiser"] == 8 * found.trainable
+    for text in ("projector", "optimiser steps: 3", "1 pictures missing", "GiB"):
+        assert text in str(found)
+
+
+def test_the_command_line_trains(models, data, tmp_path, capsys):
+    from core.training.__main__ import main
+
+    command = ["--model", str(models["llava"]), "--data", str(data), "--device", "cpu", "--workers", "0"]
+    command += ["--no-progress", "--no-bf16", "--batch", "4", "--device-batch", "4"]
+    assert main([*command, "--dry-run"]) == 0
+    assert "optimiser steps: 3" in capsys.readouterr().out
+    run = ["--output", str(tmp_path), "--stage", "2", "--lora-rank", "2", "--max-steps", "2"]
+    assert main([*command, *run]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "model")
+    assert main([*command, *run, "--epochs", "3"]) == 2
+    assert "epochs 1.0 then, 3.0 now" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--stage", "1"])
+    assert "give --model, --data, --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_a_sharded_run_leaves_is_merged(runs, stage, tmp_path):
+    """An ended run's last checkpoint has the layout that `save_model` gathers sharded weights into."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    from core.training.export import merge_sharded
+
+    result = runs["difflmm", stage][2]
+    with pytest.raises(GroundingError, match="nothing to merge"):
+        merge_sharded(result.parent)
+    shutil.copy(result.parent / "recipe.json", tmp_path)
+    shutil.copytree(last_checkpoint(result.parent), tmp_path / "trained")
+    for name in result.glob("*"):
+        if "safetensors" not in name.name and name.name != "config.json":
+            shutil.copy(name, tmp_path / "trained")
+    merged = load_file(merge_sharded(tmp_path) / "model.safetensors")
+    wanted = load_file(result / "model.safetensors")
+    assert merged.keys() == wanted.keys()
+    assert all(torch.equal(merged[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2", "zero3"])
+def test_cluster_configurations_are_accelerates(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(ROOT / "configs" / f"{name}.yaml"))
+    assert config.num_processes == 8
+    if name.startswith("zero"):
+        content = json.loads((ROOT / config.deepspeed_config["deepspeed_config_file"]).read_text())
+        assert content["zero_optimization"]["stage"] == int(name[-1])
+    if name == "fsdp":
+        content = yaml.safe_load((ROOT / "configs" / "fsdp.yaml").read_text())["fsdp_config"]
+        assert content["fsdp_state_dict_type"] == "FULL_STATE_DICT"  # what `--merge` and resuming read
+
+
+def test_losses_are_drawn_and_averaged(runs, tmp_path):
+    from analysis.losses import converged_loss, load_losses, plot_losses
+
+    directories = {f"stage {stage}": runs["llava", stage][2].parent for stage in (1, 2)}
+    losses = load_losses(directories)
+    assert losses.groupby("run")["step"].apply(list).to_dict() == {"stage 1": [1, 2, 3], "stage 2": [1, 2, 3]}
+    _, ax = plt.subplots()
+    assert plot_losses(losses, smoothing=0.0, ax=ax) is ax
+    drawn = [line.get_ydata() for line in ax.get_lines()]
+    for line, name in zip(drawn, directories, strict=True):
+        assert np.allclose(line, losses[losses["run"] == name]["loss"])
+    plt.close(ax.figure)
+    _, ax = plt.subplots()
+    first = plot_losses(losses, smoothing=0.5, ax=ax).get_lines()[0].get_ydata()
+    values = losses[losses["run"] == "stage 1"]["loss"].to_numpy()
+    assert first[0] == pytest.approx(values[0]) and first[1] == pytest.approx((values[0] + 2 * values[1]) / 3)
+    plt.close(ax.figure)
+    assert converged_loss(losses, share=0.67)["loss"].iloc[0] == pytest.approx(values[1:].mean())
+    with pytest.raises(GroundingError, match="no loss log"):
+        load_losses({"none": tmp_path})
+
+
+def test_a_cut_last_line_of_the_log_is_left_out(tmp_path):
+    (tmp_path / "losses.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_losses(tmp_path) == [{"step": 1, "loss": 2.0}]
+    (tmp_path / "losses.jsonl").write_text('{"step": 1, "lo\n{"step": 2, "loss": 1.0}\n')
+    with pytest.raises(GroundingError, match="line 1 of"):
+        read_losses(tmp_path)
