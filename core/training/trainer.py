@@ -1,0 +1,97 @@
+"""The Hugging Face Trainer with this package's sampling, learning rates and loss log."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from core.training.export import load_learnt, save_learnt
+from core.training.loss_log import append_loss, rewind
+from core.training.recipes import Recipe
+from core.training.stages import parameter_groups
+
+
+def build_trainer(
+    model: Any, arguments: Any, *, data: Any, collator: Any, sampler: Any, recipe: Recipe, losses: Path
+) -> Any:
+    """A `transformers.Trainer` for one stage.
+
+    Args:
+        model: from `core.training.stages.prepare_stage`.
+        arguments: `transformers.TrainingArguments`.
+        data, collator, sampler: dataset, collate function and `EpochSampler`.
+        recipe: gives the learning rates.
+        losses: file of the loss log.
+    """
+    trainer = _trainer_class()(model=model, args=arguments, train_dataset=data, data_collator=collator)
+    trainer.sampler, trainer.recipe = sampler, recipe
+    trainer.learnt = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    trainer.add_callback(_run_callback(sampler, losses))
+    return trainer
+
+
+@cache
+def _trainer_class() -> type:
+    from transformers import Trainer
+
+    class StageTrainer(Trainer):
+        """Trainer whose batches come from `self.sampler` and whose learning rates come from `self.recipe`.
+
+        Without LoRA, checkpoints hold the learnt weights only, under the model's own names: `save_pretrained` writes
+        LLaVA under other names, which the Trainer's own loading skips with a warning.
+        """
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return self.sampler
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            if self.optimizer is None:
+                model = self.model if model is None else model
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+                self.optimizer = kind(parameter_groups(model, self.recipe), **options)
+            return self.optimizer
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+            if num_items_in_batch is not None:  # 0 where every sample of the step is unreadable: no loss, not NaN
+                num_items_in_batch = max(num_items_in_batch, num_items_in_batch * 0 + 1)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+
+        def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
+            model = self.accelerator.unwrap_model(self.model)
+            if hasattr(model, "peft_config"):
+                super()._save(output_dir, state_dict=state_dict)
+            elif self.args.should_save:
+                state = model.state_dict() if state_dict is None else state_dict
+                save_learnt({name: state[name] for name in self.learnt}, Path(output_dir or self.args.output_dir))
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if self.is_fsdp_enabled or hasattr(self.model, "peft_config"):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                load_learnt(self.model if model is None else model, Path(resume_from_checkpoint), self.learnt)
+
+    return StageTrainer
+
+
+def _run_callback(sampler: Any, losses: Path) -> Any:
+    from transformers import TrainerCallback
+
+    class RunCallback(TrainerCallback):
+        """Writes the loss log and tells the sampler the epoch.
+
+        Accelerate does the latter, too, but not through the wrappers of a distributed run that is resumed.
+        """
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+            if state.is_world_process_zero:
+                rewind(losses, state.global_step)
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+            sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **unused: Any) -> None:
+            if state.is_world_process_zero and logs and "loss" in logs:
+                append_loss(losses, {"step": state.global_step, **logs})
+
+    return RunCallback()
