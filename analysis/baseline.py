@@ -53,6 +53,20 @@ def area_shares(dataset: CocoDataset, *, crowds: bool = True) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "category_id", "share"])
 
 
+def phrase_chances(phrases: pd.DataFrame, dataset: CocoDataset) -> pd.Series:
+    """For each matched phrase, the exact chance that a uniformly random point hits its category.
+
+    Args:
+        phrases: columns `image_id` and `category_id`.
+
+    Returns:
+        Float in 0..1, indexed like `phrases`; its mean is the expected PAcc of random points for these phrases.
+    """
+    shares = area_shares(dataset).set_index(["image_id", "category_id"])["share"]
+    keys = zip(phrases["image_id"], phrases["category_id"], strict=True)
+    return pd.Series([shares[key] for key in keys], index=phrases.index, dtype=float)
+
+
 def segment_random_points(
     dataset: CocoDataset,
     *,

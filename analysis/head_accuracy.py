@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from einops import rearrange
 
+from analysis.baseline import phrase_chances
 from analysis.coco import CocoDataset
 from analysis.heads import HeadPoints
 from analysis.matching import THRESHOLD, CategoryMatcher
@@ -90,12 +91,11 @@ def _accuracy(
     single = hits[:, :-1].sum(axis=0) / len(hits) if len(hits) else np.full(hits.shape[1] - 1, np.nan)
     best_sum, count = per_image(pd.Series(hits[:, int(single.argmax())]), frame["image_id"], dataset)
     mean_sum, _ = per_image(pd.Series(hits[:, -1]), frame["image_id"], dataset)
-    shares = [dataset.union_mask(*pair).mean() for pair in frame.itertuples(index=False)]
     return HeadAccuracy(
         accuracy=single.reshape(shape),
         mean_accuracy=ratio_interval(mean_sum, count, seed=seed),
         best_minus_mean=difference_interval((mean_sum, best_sum), (count, count), seed=seed),
-        chance=float(np.mean(shares)) if shares else float("nan"),
+        chance=float(phrase_chances(frame, dataset).mean()),
         n_phrases=len(frame),
         n_images=len(dataset),
     )

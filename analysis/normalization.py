@@ -11,6 +11,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from analysis.baseline import phrase_chances
 from analysis.coco import CocoDataset
 from analysis.matching import THRESHOLD, CategoryMatcher
 from analysis.metrics import Interval, difference_interval, per_image, point_hits, ratio_interval
@@ -139,12 +140,11 @@ def normalization_effect(
         where = matched.rename(columns={f"x_{kind}": "x", f"y_{kind}": "y"})
         hits = pd.Series(point_hits(where, dataset), index=matched.index)
         sums[kind], counts = per_image(hits, matched["image_id"], dataset)
-    pairs = zip(matched["image_id"], matched["category_id"], strict=True)
     return NormalizationEffect(
         without=ratio_interval(sums["none"], counts, seed=seed),
         with_eq3=ratio_interval(sums["sequence"], counts, seed=seed),
         difference=difference_interval((sums["none"], sums["sequence"]), (counts, counts), seed=seed),
-        chance=float(pd.Series([dataset.union_mask(*pair).mean() for pair in pairs], dtype=float).mean()),
+        chance=float(phrase_chances(matched, dataset).mean()),
         n_phrases=len(matched),
         n_images=len(dataset),
     )

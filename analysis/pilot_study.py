@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.baseline import area_shares, random_points
+from analysis.baseline import area_shares, phrase_chances, random_points
 from analysis.coco import CocoDataset
 from analysis.matching import THRESHOLD, CategoryMatcher
 from analysis.metrics import (
@@ -115,13 +115,8 @@ def expected_random_accuracy(dataset: CocoDataset) -> float:
 
 def chance_accuracy(predictions: Predictions, dataset: CocoDataset, *, seed: int = 0, draws: int = 2000) -> Interval:
     """Expected PAcc if each matched phrase's point were uniformly random: chance for the phrases the model said."""
-    shares = area_shares(dataset).set_index(["image_id", "category_id"])["share"]
     matched = predictions.matched
-    chance = pd.Series(
-        [shares[key] for key in zip(matched["image_id"], matched["category_id"], strict=True)],
-        index=matched.index,
-        dtype=float,
-    )
+    chance = phrase_chances(matched, dataset)
     return ratio_interval(*per_image(chance, matched["image_id"], dataset), draws=draws, seed=seed)
 
 

@@ -163,3 +163,21 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
     if not (low >= 0 and high <= limit):
         raise GroundingError(f"an image array of {array.dtype} has values in 0..{limit:g}, got {low:g} to {high:g}")
     return np.rint(array * (255.0 if array.dtype.kind == "f" else 1)).astype(np.uint8)
+
+
+def centred_offset(image: Image.Image) -> tuple[int, int]:
+    """Where (left, top) the image stands in the square that `pad_to_square` makes of it, in whole pixels."""
+    side = max(image.size)
+    return (side - image.width) // 2, (side - image.height) // 2
+
+
+def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The RGB image in the middle of a square of that colour; a square image as it is.
+
+    Source: LLaVA's `expand2square`.
+    """
+    if image.width == image.height:
+        return image
+    square = Image.new("RGB", (max(image.size),) * 2, colour)
+    square.paste(image, centred_offset(image))
+    return square

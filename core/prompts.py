@@ -8,13 +8,13 @@ from typing import Any
 from core.errors import GroundingError
 from core.families.base import Family
 
-_HUMAN = (
+LLAVA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
 TEMPLATES = {  # name: (format string, system prompt)
-    "llava_v1": ("{system} USER: {image}\n{prompt} ASSISTANT:", _HUMAN),
-    "vicuna_v1": ("{system} USER: {image}\n{prompt} ASSISTANT:", _HUMAN.replace("human", "user")),
+    "llava_v1": ("{system} USER: {image}\n{prompt} ASSISTANT:", LLAVA_SYSTEM),
+    "vicuna_v1": ("{system} USER: {image}\n{prompt} ASSISTANT:", LLAVA_SYSTEM.replace("human", "user")),
     "plain": ("{image}{prompt}", None),
 }
 

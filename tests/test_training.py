@@ -14,8 +14,9 @@ from tiny_diffusion import tiny_diffusion, tiny_tower
 from tiny_models import LLAVA_CHAT, _llama, llama_tokenizer, tiny_llava
 
 from core.errors import GroundingError
+from core.images import pad_to_square
 from core.training.collator import Collator
-from core.training.data import ConversationData, pad_to_square, read_samples
+from core.training.data import ConversationData, read_samples
 from core.training.loss_log import read_losses
 from core.training.recipes import STAGES, stage_recipe
 from core.training.run import RunOptions, last_checkpoint, make_collator, train

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from core.embedded.glyphs import CATEGORIES
 from core.embedded.scenes import COLOURS, GROUNDS, TEXTURES, Scene, make_scene
+from core.images import pad_to_square
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's normalisation, as in LLaVA's processor
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,10 +28,8 @@ TAGS = (*PAIRS, *CATEGORIES, *COLOURS, *TEXTURES, *GROUNDS)
 
 def square(image: Image.Image, side: int) -> Image.Image:
     """The image padded to a centred square with CLIP's mean colour, resized to `side` x `side` pixels (bicubic)."""
-    length = max(image.size)
-    canvas = Image.new("RGB", (length, length), tuple(int(255 * channel) for channel in MEAN))
-    canvas.paste(image, ((length - image.width) // 2, (length - image.height) // 2))
-    return canvas.resize((side, side), Image.Resampling.BICUBIC)
+    padded = pad_to_square(image, tuple(int(255 * channel) for channel in MEAN))
+    return padded.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def normalise(pixels: UInt8[Tensor, "b 3 H W"]) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
@@ -92,11 +91,6 @@ class CombinedVisionModel(FrozenEncoder):
             self.positions = PositionalEncoding(side, side, config.hidden_size, std=config.initializer_range)
         self.post_init()
         self.train(self.training)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, PositionalEncoding):
-            init.normal_(module.weight, std=module.std)
 
     def frozen_parts(self) -> list[nn.Module]:
         """Every branch."""

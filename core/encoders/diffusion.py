@@ -85,9 +85,7 @@ class DiffusionVisionModel(FrozenEncoder):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, PositionalEncoding):
-            init.normal_(module.weight, std=module.std)
-        elif module is self and self.empty_text is not None:
+        if module is self and self.empty_text is not None:
             init.zeros_(self.empty_text)
 
     def frozen_parts(self) -> list[nn.Module]:

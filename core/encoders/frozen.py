@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from core.errors import GroundingError
@@ -32,6 +33,11 @@ class FrozenEncoder(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PositionalEncoding):
+            init.normal_(module.weight, std=module.std)
 
     def frozen_parts(self) -> list[nn.Module]:
         """The sub-modules that are never trained."""

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from core.encoders.frozen import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
+from core.prompts import LLAVA_SYSTEM
 
 IMAGE = "<image>"
 PROJECTOR = "mm_projector."
 CHAT = (  # LLaVA-1.5's conversation, of one or several turns
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the human's questions. {% for m in messages %}"
+    LLAVA_SYSTEM + " {% for m in messages %}"
     "{{ 'USER: ' if m['role'] == 'user' else 'ASSISTANT: ' }}"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
     "{{ ' ' if m['role'] == 'user' else '</s>' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"

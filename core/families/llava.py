@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from core.errors import GroundingError
 from core.families.base import Family, Prepared
 from core.geometry import View
+from core.images import centred_offset, pad_to_square
 
 
 class Llava(Family):
@@ -35,12 +36,8 @@ class Llava(Family):
         width, height = image.size
         if self.geometry == "processor" or self._sees_everything(height, width):
             return super().prepare(image)
-        side = max(width, height)
-        offset = ((side - width) // 2, (side - height) // 2)
         colour = tuple(int(channel * 255) for channel in self.processor.image_processor.image_mean)
-        square = Image.new("RGB", (side, side), colour)
-        square.paste(image, offset)
-        return Prepared(square, (height, width), offset)
+        return Prepared(pad_to_square(image, colour), (height, width), centred_offset(image))
 
     def accepts_any_aspect(self, image: Image.Image) -> bool:
         """Padding and squashing make a square; keeping the shortest edge does not."""

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from core.errors import GroundingError
-from core.images import load_image
+from core.images import load_image, pad_to_square
 from core.training.templates import IGNORE, tokenize
 
 log = logging.getLogger(__name__)
@@ -89,16 +89,6 @@ def _text(part: Any, *, role: int, name: str) -> str:
     if not isinstance(part, dict) or ROLES.get(part.get("from")) != role or not isinstance(part.get("value"), str):
         raise GroundingError(f"record {name!r}: expected a text from {wanted!r}, found {str(part)[:80]!r}")
     return part["value"]
-
-
-def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """The picture in the middle of a square of that colour; the same geometry as `core.families.llava` maps back."""
-    if image.width == image.height:
-        return image
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 class ConversationData(Dataset):
