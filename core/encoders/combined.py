@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import can_return_tuple
 
 from core.encoders.frozen import (
     CLIP_MEAN,
@@ -96,18 +95,16 @@ class CombinedVisionModel(FrozenEncoder):
         """Every branch."""
         return list(self.towers)
 
-    @can_return_tuple
-    def forward(self, pixel_values: Tensor, **unused: Any) -> BaseModelOutputWithPooling:
-        """Features as `hidden_states[-1]` and `last_hidden_state`, [b, k, c].
-
-        Raises:
-            GroundingError: another shape, or smaller than a cell.
-        """
+    @torch.no_grad()
+    def encode_frozen(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """ "features": [b, h, w, c], of all branches side by side."""
         size, unit = self.grid(pixel_values), self.unit_pixels(pixel_values)
-        features = torch.cat([self._branch(number, unit, size) for number in range(len(self.towers))], dim=-1)
-        if self.positions is not None:
-            features = self.positions(features)
-        return as_tokens(features)
+        return {"features": torch.cat([self._branch(number, unit, size) for number in range(len(self.towers))], -1)}
+
+    def from_frozen(self, frozen: dict[str, Tensor]) -> BaseModelOutputWithPooling:
+        """Adds the positional encoding, if there is one."""
+        features = frozen["features"]
+        return as_tokens(features if self.positions is None else self.positions(features))
 
     @torch.no_grad()
     def _branch(self, number: int, unit: Tensor, size: tuple[int, int]) -> Float[Tensor, "b h w c"]:

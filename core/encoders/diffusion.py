@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import can_return_tuple
 
 from core.encoders.diffusion_config import DiffusionVisionConfig
 from core.encoders.features import encoder_only, keep_up_to, latents, noised, seeded_maps
@@ -102,25 +100,34 @@ class DiffusionVisionModel(FrozenEncoder):
                 self._scheduler = DDIMScheduler.from_config(self.config.scheduler_config)
         return self._scheduler
 
-    @can_return_tuple
-    def forward(self, pixel_values: Tensor, **unused: Any) -> BaseModelOutputWithPooling:
-        """Features as `hidden_states[-1]` and `last_hidden_state`, [b, k, c].
+    @torch.no_grad()
+    def encode_frozen(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """What does not depend on the captioner and PE.
 
-        Args:
-            pixel_values: [b, 3, H, W], normalised with the configuration's image_mean and image_std.
-            unused: the options that LLaVA passes to any tower.
-
-        Raises:
-            GroundingError: another shape, or smaller than a cell.
+        Returns:
+            "clip": V_CLIP [b, h, w, c], where CLIP is used; with the captioner "noisy": the noised latents [b, n, c, h,
+            w] of n noise maps, without it "diffusion": V_SD [b, h, w, c].
         """
         size, unit = self.grid(pixel_values), self.unit_pixels(pixel_values)
-        clip = None if self.clip is None else self._clip_features(unit, size)
+        frozen = {} if self.clip is None else {"clip": self._clip_features(unit, size)}
+        noisy = self._noisy_latents((2 * unit - 1).to(self.dtype))
         if self.captioner is not None:
-            condition = self.captioner(clip)
+            return {**frozen, "noisy": noisy}
+        condition = self.empty_text.to(self.dtype).expand(len(unit), -1, -1)
+        return {**frozen, "diffusion": self._diffusion_features(noisy, condition, size)}
+
+    @torch.no_grad()
+    def encode_clip(self, pixel_values: Tensor) -> Float[Tensor, "b h w c"]:
+        """V_CLIP alone; `encode_frozen` gives it with the rest."""
+        return self._clip_features(self.unit_pixels(pixel_values), self.grid(pixel_values))
+
+    def from_frozen(self, frozen: dict[str, Tensor]) -> BaseModelOutputWithPooling:
+        """Captioner and U-Net, if there is a captioner; then concat and PE (eq. 4)."""
+        clip = frozen.get("clip")
+        if self.captioner is not None:
+            features = self._diffusion_features(frozen["noisy"], self.captioner(clip), tuple(clip.shape[1:3]))
         else:
-            condition = self.empty_text.to(self.dtype).expand(len(unit), -1, -1)
-        diffusion = self._diffusion_features(unit, condition)
-        features = to_grid_size(diffusion, size).permute(0, 2, 3, 1)
+            features = frozen["diffusion"]
         if self.head is not None:
             features = self.head(features, clip)
         elif self.config.concat_clip:
@@ -141,20 +148,23 @@ class DiffusionVisionModel(FrozenEncoder):
         ).hidden_states[config.clip_layer]
         return hidden[:, 1:].unflatten(1, size)
 
-    def _diffusion_features(
-        self, unit: Float[Tensor, "b 3 H W"], condition: Float[Tensor, "b s d"]
-    ) -> Float[Tensor, "b c h w"]:
-        """V_SD: the up block's output for one noised step, averaged over the configuration's noise maps."""
-        config, total = self.config, None
-        pixels = (2 * unit - 1).to(self.dtype)
+    def _noisy_latents(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n c h w"]:
+        """Latents of pixels in [-1, 1] at the noise step, with each of the configuration's noise maps."""
+        config, maps = self.config, []
         for noise, sampling in seeded_maps(self._latent_shape(pixels), seed=config.seed, count=config.noises):
-            with torch.no_grad():
-                clean = latents(self.vae, pixels, sampling if config.latents == "sample" else None)
-                noisy = noised(clean, noise, config.noise_step, self.scheduler)
-            with nullcontext() if self.captioner is not None else torch.no_grad():
-                features = self.unet(noisy, config.noise_step, encoder_hidden_states=condition).sample
-            total = features if total is None else total + features
-        return total / config.noises if config.noises > 1 else total
+            clean = latents(self.vae, pixels, sampling if config.latents == "sample" else None)
+            maps.append(noised(clean, noise, config.noise_step, self.scheduler))
+        return torch.stack(maps, dim=1)
+
+    def _diffusion_features(
+        self, noisy: Float[Tensor, "b n c h w"], condition: Float[Tensor, "b s d"], size: tuple[int, int]
+    ) -> Float[Tensor, "b h2 w2 c2"]:
+        """V_SD on the grid of `size`: the up block's output, averaged over the noise maps."""
+        outputs = [
+            self.unet(one, self.config.noise_step, encoder_hidden_states=condition).sample for one in noisy.unbind(1)
+        ]
+        mean = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
+        return to_grid_size(mean, size).permute(0, 2, 3, 1)
 
     def _latent_shape(self, pixels: Tensor) -> tuple[int, int, int]:
         """(c, h, w) of the latents: the VAE halves (rounding down) once per level but the last."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
 
 from core.errors import GroundingError
 
@@ -58,6 +61,34 @@ class FrozenEncoder(PreTrainedModel):
             part.train(False)
             part.requires_grad_(False)
         return self
+
+    def encode_frozen(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Everything that does not depend on what learns, each [b, ...]: worth computing once for many epochs.
+
+        Args:
+            pixel_values: [b, 3, H, W], normalised with the configuration's image_mean and image_std.
+
+        Raises:
+            GroundingError: another shape, or smaller than a cell.
+        """
+        raise TypeError(f"{type(self).__name__} does not say what of it is frozen; override encode_frozen")
+
+    def from_frozen(self, frozen: dict[str, Tensor]) -> BaseModelOutputWithPooling:
+        """The encoder's output from what `encode_frozen` gave; `forward` is one after the other."""
+        raise TypeError(f"{type(self).__name__} does not say how it goes on; override from_frozen")
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, **unused: Any) -> BaseModelOutputWithPooling:
+        """Features as `hidden_states[-1]` and `last_hidden_state`, [b, k, c].
+
+        Args:
+            pixel_values: [b, 3, H, W], normalised with the configuration's image_mean and image_std.
+            unused: the options that LLaVA passes to any tower.
+
+        Raises:
+            GroundingError: another shape, or smaller than a cell.
+        """
+        return self.from_frozen(self.encode_frozen(pixel_values))
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """(h, w) of the features of a picture: whole cells only.
