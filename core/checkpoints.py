@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from torch import nn
 from core.encoders import register_encoders
 from core.errors import GroundingError
 from core.families import family_class
+
+EMBEDDED = {"embedded": "llava"} | {f"embedded/{kind}": kind for kind in ("llava", "llava_two_stages", "difflmm")}
 
 
 def load_checkpoint(
@@ -25,18 +29,58 @@ def load_checkpoint(
     Raises:
         GroundingError: nothing loadable there, or a family without an adapter or without a spatial grid.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    register_encoders()
-    source = _source(name_or_path)
     device = torch.device(_best_device() if device == "auto" else device)
     if dtype == "auto" and device.type == "cpu":
         dtype = torch.float32
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        family_class(config.model_type)  # refuse before gigabytes are read
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
+    with _told(name_or_path):
+        source, _, processor = _described(name_or_path, revision)
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, revision=revision)
+    return model.to(device), processor
+
+
+def load_structure(name_or_path: str | Path, *, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """(model, processor) of a checkpoint whose weights are not read: the model is on the device "meta".
+
+    Raises:
+        GroundingError: as for `load_checkpoint`.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    with _told(name_or_path):
+        _, config, processor = _described(name_or_path, None)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    return model, processor
+
+
+def load_processor(name_or_path: str | Path) -> Any:
+    """The processor of a checkpoint alone.
+
+    Raises:
+        GroundingError: as for `load_checkpoint`.
+    """
+    with _told(name_or_path):
+        return _described(name_or_path, None)[2]
+
+
+def _described(name_or_path: str | Path, revision: str | None) -> tuple[str, Any, Any]:
+    """Where a checkpoint is, its configuration and its processor; refused before gigabytes are read."""
+    from transformers import AutoConfig, AutoProcessor
+
+    register_encoders()
+    source = _source(name_or_path)
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    family_class(config.model_type)
+    return source, config, AutoProcessor.from_pretrained(source, revision=revision)
+
+
+@contextmanager
+def _told(name_or_path: str | Path) -> Iterator[None]:
+    """What transformers says of a checkpoint that it cannot load, with what can be given instead."""
+    try:
+        yield
     except GroundingError:
         raise
     except (OSError, ValueError) as error:
@@ -45,15 +89,14 @@ def load_checkpoint(
             "save_pretrained (config.json, weights, processor and tokenizer files), a hub id that this machine can "
             "download or has in its cache, or 'embedded'."
         ) from error
-    return model.to(device), processor
 
 
 def _source(name_or_path: str | Path) -> str:
     name = str(name_or_path)
-    if name in ("embedded", "embedded/llava"):
+    if name in EMBEDDED:
         from core.embedded import weights_path
 
-        return str(weights_path("llava"))
+        return str(weights_path(EMBEDDED[name]))
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise GroundingError(f"{name!r} has no config.json; give a directory written by save_pretrained")
@@ -61,7 +104,9 @@ def _source(name_or_path: str | Path) -> str:
         raise GroundingError(f"{name!r} is a file; give the directory written by save_pretrained that holds it")
     looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if looks_like_path and not path.exists():
-        raise GroundingError(f"the model directory {name!r} does not exist; give a directory, a hub id or 'embedded'")
+        raise GroundingError(
+            f"the model directory {name!r} does not exist; give a directory, a hub id or one of {', '.join(EMBEDDED)}"
+        )
     return name
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from core.errors import GroundingError
 
-KINDS = ("llava", "sam", "en")
+KINDS = ("llava", "llava_two_stages", "difflmm", "sam", "en")
 
 
 def weights_path(kind: str) -> Path:
-    """Directory of one embedded model: `llava` (LMM and processor), `sam` (segmenter) or `en` (spaCy pipeline).
+    """Directory of one embedded model: an LMM with its processor (`llava`, `llava_two_stages`, `difflmm`), the
+    segmenter (`sam`) or the spaCy pipeline (`en`).
 
     Raises:
         GroundingError: unknown kind, or the weights are not in this checkout.

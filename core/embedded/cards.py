@@ -1,4 +1,4 @@
-"""Model cards of the embedded LLaVA and SAM: data, recipe, seed and what was measured, written beside the weights."""
+"""Model cards of the embedded LLaVA, DiffLMM and SAM: data, recipe, seed and measured results, beside the weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import Any
 import torch
 
 from core.embedded import evaluate
+from core.embedded.autoencoder import AutoencoderRecipe
 from core.embedded.captions import DESCRIBE
+from core.embedded.diffusion import DiffusionRecipe
 from core.embedded.glyphs import CATEGORIES
 from core.embedded.lmm import LmmRecipe
+from core.embedded.reader import ReaderRecipe
 from core.embedded.sam_training import SamRecipe
 from core.embedded.scenes import COLOURS, GROUNDS, TEXTURES
+from core.embedded.two_stages import STAGE1, STAGE2
 from core.embedded.vision import VisionRecipe
 
 DATA = (
@@ -34,18 +38,101 @@ def write_cards(weights: Path, *, scenes: int) -> None:
     segmenter, nlp = load_segmenter(str(weights / "sam")), load_nlp(str(weights / "en"))
     measured = evaluate.measure_sam(segmenter, scenes=scenes)
     _write(weights / "sam", _sam_card(measured), measured)
-    lmm = load_lmm(weights / "llava", geometry="pad")
-    measured = evaluate.measure_llava(lmm, segmenter, nlp, scenes=scenes)
-    _write(weights / "llava", _llava_card(measured, lmm), measured)
+    cards = {"llava": _llava_card, "llava_two_stages": _two_stages_card, "difflmm": _difflmm_card}
+    for kind, describe in cards.items():
+        if (weights / kind).is_dir():
+            lmm = load_lmm(weights / kind, geometry="pad")
+            measured = evaluate.measure_llava(lmm, segmenter, nlp, scenes=scenes)
+            _write(weights / kind, describe(measured, lmm), measured)
 
 
 def _llava_card(measured: dict[str, float | int], lmm: Any) -> str:
-    counts = {
-        "vision encoder (frozen)": lmm.model.model.vision_tower,
-        "projector": lmm.model.model.multi_modal_projector,
-        "language model": lmm.model.model.language_model,
-    }
-    sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in counts.items())
+    return f"""# Embedded LLaVA
+
+A small `LlavaForConditionalGeneration` ({_sizes(lmm)} parameters) that describes this repository's own scenes. It shows
+the method on a laptop; it knows nothing beyond these scenes, and its numbers say nothing about LLaVA-1.5.
+
+**Data.** {DATA} Text is the only supervision: no mask, box or point was seen.
+
+**Recipe.** `python -m core.embedded.train --only vision llava` (`core/embedded/vision.py`, `core/embedded/lmm.py`).
+The CLIP vision encoder is pre-trained from the captions' words as tags of the whole picture (multiple-instance
+learning over patches), then frozen; projector and Llama are trained together, from random weights, on descriptions and
+questions. The LLaVA to compare DiffLMM with is `llava_two_stages`, which had the same training as DiffLMM.
+
+Vision encoder: `{asdict(VisionRecipe())}`
+
+Projector and Llama: `{asdict(LmmRecipe())}`
+
+{_measured(measured)}
+"""
+
+
+def _two_stages_card(measured: dict[str, float | int], lmm: Any) -> str:
+    return f"""# Embedded LLaVA in two stages
+
+The counterpart of the embedded DiffLMM: the embedded LLaVA's frozen CLIP ({_sizes(lmm)} parameters) in a LLaVA that had
+DiffLMM's training, and nothing more. The default embedded LLaVA was trained longer, in one stage, and is the better
+model. Weights are stored in float16.
+
+**Data.** {DATA} Text is the only supervision: no mask, box or point was seen.
+
+**Recipe.** `python -m core.embedded.train --only vision diffusion reader difflmm` (with DiffLMM). {TWO_STAGES}
+
+{_stages()}
+
+{_measured(measured)}
+"""
+
+
+def _difflmm_card(measured: dict[str, float | int], lmm: Any) -> str:
+    return f"""# Embedded DiffLMM (SD + CLIP)
+
+The embedded LLaVA with the paper's diffusion visual encoder ({_sizes(lmm)} parameters): one noised step of a small
+latent diffusion model, conditioned by an implicit captioner, beside CLIP, plus positional encodings (equation 4). It
+was trained on this repository's own scenes; its numbers say nothing about the paper's DiffLMM. Weights are stored in
+float16.
+
+**Data.** {DATA} Text is the only supervision of the LMM: no mask, box or point was seen.
+
+**Recipe.** `python -m core.embedded.train --only vision diffusion reader difflmm`. The VAE
+(`core/embedded/autoencoder.py`) and the text-conditioned U-Net (`core/embedded/diffusion.py`) learn to paint the
+scenes, CLIP is the embedded LLaVA's; all three are then frozen. {TWO_STAGES} The captioner and the positional encodings
+learn in both stages.
+
+VAE: `{asdict(AutoencoderRecipe())}`
+
+U-Net: `{asdict(DiffusionRecipe())}`
+
+{_stages()}
+
+{_measured(measured)}
+"""
+
+
+TWO_STAGES = (
+    "The language model (`core/embedded/reader.py`) is pre-trained on text alone. Stage 1 trains the projector on "
+    "captions with the language model frozen, stage 2 trains the language model as well, on descriptions and questions "
+    "(`core/embedded/two_stages.py`); LLaVA and DiffLMM see the same data in the same order for the same steps."
+)
+
+
+def _stages() -> str:
+    recipes = {"Language model": ReaderRecipe(), "Stage 1": STAGE1, "Stage 2": STAGE2}
+    return "\n\n".join(f"{name}: `{asdict(recipe)}`, seed 0" for name, recipe in recipes.items())
+
+
+def _sizes(lmm: Any) -> str:
+    inner = lmm.model.model
+    tower = inner.vision_tower
+    parts = {"vision encoder": tower, "projector": inner.multi_modal_projector, "language model": inner.language_model}
+    if hasattr(tower, "unet"):
+        parts = {f"vision encoder's {name}": getattr(tower, name) for name in ("vae", "unet", "clip", "captioner")} | {
+            name: part for name, part in parts.items() if part is not tower
+        }
+    return ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in parts.items())
+
+
+def _measured(measured: dict[str, float | int]) -> str:
     ratio = measured["point_accuracy"] / max(measured["random_point"], 1e-9)
     rows = [
         ("(colour, category) pairs named: precision", _percent(measured["pair_precision"])),
@@ -58,30 +145,14 @@ def _llava_card(measured: dict[str, float | int], lmm: Any) -> str:
         ("normalised PAcc over random", f"{ratio:.1f} x"),
         ("mean IoU of the phrases' masks (embedded SAM, last mask)", f"{measured['mask_iou']:.3f}"),
     ]
-    return f"""# Embedded LLaVA
-
-A small `LlavaForConditionalGeneration` ({sizes} parameters) that describes this repository's own scenes. It shows the
-method on a laptop; it knows nothing beyond these scenes, and its numbers say nothing about LLaVA-1.5.
-
-**Data.** {DATA} Text is the only supervision: no mask, box or point was seen.
-
-**Recipe.** `python -m core.embedded.train --only vision llava` (`core/embedded/vision.py`, `core/embedded/lmm.py`).
-The CLIP vision encoder is pre-trained from the captions' words as tags of the whole picture (multiple-instance
-learning over patches), then frozen; projector and Llama are trained on descriptions and questions.
-
-Vision encoder: `{asdict(VisionRecipe())}`
-
-Projector and Llama: `{asdict(LmmRecipe())}`
-
-**Measured** on the first {measured["scenes"]} scenes of the split `test` (seed 0), {measured["phrases"]} phrases whose
-head noun is a category in the scene, images padded to a square, greedy decoding, prompt "{DESCRIBE}",
+    return f"""**Measured** on the first {measured["scenes"]} scenes of the split `test` (seed 0), {measured["phrases"]}
+phrases whose head noun is a category in the scene, images padded to a square, greedy decoding, prompt "{DESCRIBE}",
 {_versions()}:
 
 {_table(rows)}
 
-**Limits.** It names and finds things far better than it tells their places: read "on the left side of the image" in an
-answer with the row "places told right" in mind. Of several objects it sometimes leaves one out or names one twice.
-"""
+**Limits.** Read "on the left side of the image" in an answer with the row "places told right" in mind. Of several
+objects it sometimes leaves one out or names one twice."""
 
 
 def _sam_card(measured: dict[str, float | int]) -> str:

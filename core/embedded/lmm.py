@@ -140,12 +140,9 @@ def conversation(
 
 def answer_loss(model, conversations: list[Conversation], features: Tensor) -> Tensor:
     """Cross-entropy on the answers' tokens, given the frozen encoder's features [b, k, c]."""
-    pad = nn.utils.rnn.pad_sequence
-    ids = pad(
-        [item.ids for item in conversations], batch_first=True, padding_value=model.config.text_config.pad_token_id
-    )
-    labels = pad([item.labels for item in conversations], batch_first=True, padding_value=IGNORE)
-    mask = pad([torch.ones_like(item.ids) for item in conversations], batch_first=True)
+    ids = _pad([item.ids for item in conversations], model.config.text_config.pad_token_id)
+    labels = _pad([item.labels for item in conversations], IGNORE)
+    mask = _pad([torch.ones_like(item.ids) for item in conversations], 0)
     embeddings = model.get_input_embeddings()(ids)
     visual = model.model.multi_modal_projector(features)
     place = (ids == model.config.image_token_id)[..., None].expand_as(embeddings)
@@ -155,6 +152,12 @@ def answer_loss(model, conversations: list[Conversation], features: Tensor) -> T
     ).last_hidden_state
     wanted = labels[:, 1:] != IGNORE
     return nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][wanted]).float(), labels[:, 1:][wanted])
+
+
+def _pad(rows: list[Tensor], value: int) -> Int[Tensor, "b s"]:
+    """Rows side by side, filled up on the right to a multiple of 16: a CPU's kernels are made for each new length."""
+    length = -(-max(len(row) for row in rows) // 16) * 16
+    return torch.stack([nn.functional.pad(row, (0, length - len(row)), value=value) for row in rows])
 
 
 def _fit(model, tokenizer, features: Tensor, texts: list, recipe: LmmRecipe, output: Path) -> None:

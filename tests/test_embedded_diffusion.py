@@ -1,0 +1,143 @@
+"""The latent diffusion model's recipes at a size of seconds: they learn, they resume, what they write loads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from core.embedded import autoencoder, diffusion
+from core.embedded.autoencoder import AutoencoderRecipe, as_input, encode_all, random_crops, train_autoencoder
+from core.embedded.diffusion import (
+    DiffusionRecipe,
+    build_text_tokenizer,
+    denoise,
+    load_diffusion,
+    sample,
+    text_ids,
+    train_diffusion,
+)
+from core.embedded.fitting import Fit, fit, step_generator
+from core.embedded.scenes import make_scene
+from core.encoders.diffusion import DiffusionVisionModel
+from core.encoders.parts import empty_text_embedding
+
+VAE = AutoencoderRecipe(channels=(8, 8, 16, 16), crop=32, batch=4, steps=8, whole_batch=2, whole_steps=2)
+UNET = DiffusionRecipe(
+    channels=(16, 16, 32, 32), heads=2, text_width=16, text_layers=1, text_length=40, vocabulary=400, batch=4, steps=6
+)
+SCENES = [make_scene("train", number, size=(64, 64)) for number in range(6)]
+CAPTIONS = [scene.caption for scene in SCENES]
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    from numpy import asarray, stack
+
+    return torch.from_numpy(stack([asarray(scene.image).transpose(2, 0, 1) for scene in SCENES]))
+
+
+@pytest.fixture(scope="module")
+def directory(pixels, tmp_path_factory):
+    """VAE and U-Net of a few steps, in diffusers' layout."""
+    directory = tmp_path_factory.mktemp("ldm")
+    vae = train_autoencoder(VAE, pixels, directory / "vae")
+    train_diffusion(UNET, encode_all(vae, pixels) * vae.config.scaling_factor, CAPTIONS, directory)
+    return directory
+
+
+def test_scaled_latents_have_unit_deviation(directory, pixels):
+    vae = load_diffusion(directory)[0]
+    assert (encode_all(vae, pixels) * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=1e-3)
+    assert encode_all(vae, pixels).shape == (6, 4, 8, 8)
+
+
+def test_training_the_autoencoder_lowers_its_error(pixels, tmp_path):
+    few = train_autoencoder(replace(VAE, steps=2, whole_steps=1), pixels, tmp_path / "few" / "vae")
+    more = train_autoencoder(replace(VAE, steps=60, whole_steps=2), pixels, tmp_path / "more" / "vae")
+    error = [autoencoder.reconstruction_error(vae, pixels)["absolute_error"] for vae in (few, more)]
+    assert error[1] < 0.8 * error[0]
+
+
+def test_crops_are_parts_of_the_pictures(pixels):
+    crops = random_crops(pixels[:1], 4, 20, torch.Generator().manual_seed(0))
+    windows = as_input(pixels[0]).unfold(1, 20, 1).unfold(2, 20, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    for number, crop in enumerate(crops):
+        crop = crop.flip(-1) if number % 2 == 0 else crop
+        assert (windows == crop).flatten(1).all(1).any()
+
+
+def test_diffusers_pipeline_runs_on_the_written_model(directory):
+    from diffusers import StableDiffusionPipeline
+
+    vae, unet, scheduler, tokenizer, text_encoder = load_diffusion(directory)
+    pipeline = StableDiffusionPipeline(
+        vae=vae, unet=unet, scheduler=scheduler, tokenizer=tokenizer, text_encoder=text_encoder, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(5)
+    theirs = pipeline(
+        CAPTIONS[0], height=64, width=64, num_inference_steps=4, guidance_scale=3.0, generator=generator,
+        output_type="pt",
+    ).images  # fmt: skip
+    ours = sample(directory, CAPTIONS[:1], steps=4, guidance=3.0, seed=5)
+    assert ours.shape == (1, 3, 64, 64)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_denoising_knows_the_clean_latents_where_there_is_hardly_noise(directory, pixels):
+    vae = load_diffusion(directory)[0]
+    clean = encode_all(vae, pixels[:2]) * vae.config.scaling_factor
+    noisy, predicted = denoise(directory, clean, CAPTIONS[:2], noise_step=0)
+    assert (noisy - clean).abs().mean() < 0.05
+    assert (predicted - clean).abs().mean() < 0.1
+    later, _ = denoise(directory, clean, CAPTIONS[:2], noise_step=500)
+    assert (later - clean).abs().mean() > 0.3
+
+
+def test_text_tokenizer_keeps_words_whole_and_pads_like_clip():
+    tokenizer = build_text_tokenizer(CAPTIONS, UNET)
+    ids = text_ids(tokenizer, ["the image shows", "The Image Shows", ""])
+    assert ids.shape == (3, 40) and torch.equal(ids[0], ids[1])
+    assert tokenizer.convert_ids_to_tokens(ids[0, :5].tolist()) == [
+        diffusion.START, "the</w>", "image</w>", "shows</w>", diffusion.END,
+    ]  # fmt: skip
+    assert set(ids[2, 1:].tolist()) == {tokenizer.eos_token_id}
+    assert build_text_tokenizer(CAPTIONS, UNET).get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_encoder_of_difflmm_reads_what_was_trained(directory, pixels):
+    encoder = DiffusionVisionModel.from_parts(
+        directory, image_size=64, patch_size=16, implicit_captioner=False, concat_clip=False, positional_encoding=False
+    )
+    assert torch.allclose(encoder.empty_text, empty_text_embedding(directory))
+    features = encoder(as_input(pixels[:2])).last_hidden_state
+    assert features.shape == (2, 16, 32) and features.std() > 0
+
+
+def test_a_killed_fit_goes_on_as_if_nothing_had_happened(tmp_path):
+    def run(folder, *, die=None):
+        torch.manual_seed(0)
+        line, kept = torch.nn.Linear(3, 2), []
+
+        def loss(step):
+            return line(torch.randn(5, 3, generator=step_generator(7, step))).square().mean()
+
+        def after(step, value):
+            kept.append((step, value))
+            if step == die:
+                raise KeyboardInterrupt
+
+        state = tmp_path / folder / "state.pt"
+        fit("line", {"line": line}, loss, Fit(9, 1e-2), state=state, after=after, save_every=2)
+        assert not state.exists()
+        return line, kept
+
+    whole, losses = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", die=5)
+    resumed, again = run("killed")
+    assert again == losses[4:]
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))

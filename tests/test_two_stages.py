@@ -1,0 +1,176 @@
+"""The embedded LLaVAs' two stages: cached features are the encoder's, and only what should learn does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from core.embedded import two_stages
+from core.embedded.experiments import planned_runs, record, run_folder, run_stage_one
+from core.embedded.feature_cache import smaller
+from core.embedded.pictures import normalise
+from core.embedded.two_stages import StageRecipe, caption_sample, run_stage, visual_features
+from core.embedded.variants import TABLE5, TABLE6, VARIANTS, build_encoder, build_llava
+from core.errors import GroundingError
+from core.lmm import load_lmm
+from core.training.loss_log import read_losses
+from core.training.templates import IGNORE
+from tests.tiny_family import tiny_data
+
+ONE, TWO = StageRecipe(1, scenes=16, batch=4), StageRecipe(2, scenes=16, batch=4, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="module")
+def stages(data, tmp_path_factory):
+    """Both stages of the fullest variant: folder of each."""
+    work = tmp_path_factory.mktemp("stages")
+    run_stage("sd_clip", data, work / "one", ONE, seed=0)
+    run_stage("sd_clip", data, work / "two", TWO, seed=0, start=work / "one")
+    return work
+
+
+@pytest.mark.parametrize("name", [variant.name for variant in (*TABLE5, *TABLE6)])
+def test_cached_features_lead_to_what_the_encoder_gives(data, name):
+    variant = VARIANTS[name]
+    model, _ = build_llava(variant, data.cache.parts, seed=1)
+    pixels = data.cache.pixels[8:12]
+    cached = visual_features(model, {key: part[8:12] for key, part in data.cache.frozen(variant, range(16)).items()})
+    given = pixels.float() / 127.5 - 1 if variant.diffusion else normalise(smaller(pixels))
+    with torch.no_grad():
+        output = model.model.vision_tower(given, output_hidden_states=True)
+    wanted = output.hidden_states[-1][:, 1:] if name == "clip" else output.hidden_states[-1]
+    assert wanted.shape == cached.shape and cached.shape[1] == 100
+    assert (cached - wanted).abs().max() < 5e-3 * wanted.abs().max()  # kept in float16
+
+
+def test_any_range_of_scenes_is_cut_from_the_same_chunks(data):
+    whole = data.cache.latents(range(24))
+    files = sorted((data.cache.directory / "latents").iterdir())
+    assert torch.equal(data.cache.latents(range(5, 19)), whole[5:19])
+    assert len(data.cache.frozen(VARIANTS["dino"], range(9, 11))["features"]) == 2
+    assert sorted((data.cache.directory / "latents").iterdir()) == files and len(files) == 3
+
+
+def test_stage_one_moves_what_learns_and_nothing_else(data, stages):
+    before, _ = build_llava(VARIANTS["sd_clip"], data.cache.parts, seed=0)
+    after, _ = build_llava(VARIANTS["sd_clip"], data.cache.parts, seed=1)
+    two_stages.load_learnt(after, stages / "one" / "model")
+    moved = _moved(before, after)
+    assert {"projector", "captioner", "positions"} == moved
+
+
+def test_stage_two_moves_the_language_model_as_well(data, stages):
+    before, _ = build_llava(VARIANTS["sd_clip"], data.cache.parts, seed=0)
+    after, _ = build_llava(VARIANTS["sd_clip"], data.cache.parts, seed=0)
+    two_stages.load_learnt(before, stages / "one" / "model")
+    two_stages.load_learnt(after, stages / "two" / "model")
+    assert {"projector", "captioner", "positions", "language_model", "lm_head"} == _moved(before, after)
+
+
+def _moved(before, after) -> set[str]:
+    """Parts of the model in which some weight differs."""
+    parts = set()
+    for (name, one), (_, other) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        if not torch.equal(one, other):
+            path = name.removeprefix("model.").split(".")
+            parts.add("projector" if "projector" in path[0] else path[1] if path[0] == "vision_tower" else path[0])
+    return parts
+
+
+def test_losses_are_logged_for_every_step_and_the_result_is_measured(stages):
+    assert [row["step"] for row in read_losses(stages / "one")] == [1, 2, 3, 4]
+    result = json.loads((stages / "one" / "result.json").read_text())
+    assert result["variant"] == "sd_clip" and result["seed"] == 0 and 0 < result["held_out_loss"] < 10
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(data, tmp_path, monkeypatch):
+    whole = run_stage("sd_pe", data, tmp_path / "whole", replace(ONE, epochs=2.0), seed=2)
+    real, seen = two_stages.fit, []
+
+    def dying(title, modules, loss, recipe, **options):
+        def after(step, value):
+            options["after"](step, value)
+            seen.append(step)
+            if step == 5:
+                raise KeyboardInterrupt
+
+        real(title, modules, loss, recipe, **{**options, "after": after, "save_every": 3})
+
+    monkeypatch.setattr(two_stages, "fit", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("sd_pe", data, tmp_path / "killed", replace(ONE, epochs=2.0), seed=2)
+    monkeypatch.setattr(two_stages, "fit", real)
+    resumed = run_stage("sd_pe", data, tmp_path / "killed", replace(ONE, epochs=2.0), seed=2)
+    assert seen[-1] == 5
+    assert read_losses(tmp_path / "killed") == read_losses(tmp_path / "whole")
+    for name in ("model.safetensors",):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(data, stages):
+    modified = (stages / "one" / "result.json").stat().st_mtime_ns
+    assert run_stage("sd_clip", data, stages / "one", ONE, seed=0) == stages / "one" / "model"
+    assert (stages / "one" / "result.json").stat().st_mtime_ns == modified
+    with pytest.raises(GroundingError, match="other settings"):
+        run_stage("sd_clip", data, stages / "one", ONE, seed=1)
+
+
+def test_stage_two_needs_a_start_and_held_out_scenes_stay_out(data, tmp_path):
+    with pytest.raises(GroundingError, match="start"):
+        run_stage("clip", data, tmp_path / "x", TWO, seed=0)
+    with pytest.raises(GroundingError, match="held-out"):
+        run_stage("clip", data, tmp_path / "x", replace(ONE, scenes=20), seed=0)
+    with pytest.raises(GroundingError, match="no encoder variant"):
+        run_stage("vgg", data, tmp_path / "x", ONE, seed=0)
+
+
+def test_the_result_is_a_model_like_any_other(data, stages):
+    from core.embedded.scenes import make_scene
+
+    lmm = load_lmm(stages / "two" / "model", geometry="pad")
+    generation = lmm.generate(make_scene("val", 0, size=(120, 160)).image, "What is this?", max_new_tokens=3)
+    assert generation.attention.shape[1] == 100 and generation.views[0].index.shape == (10, 10)
+    text = "".join((stages / "two" / "model" / name).read_text() for name in ("config.json", "processor_config.json"))
+    assert str(stages.parent) not in text and str(data.cache.directory.parent) not in text
+
+
+def test_the_picture_carries_no_loss_in_stage_one(data):
+    _, processor = build_llava(VARIANTS["clip"], data.cache.parts)
+    tokenizer = processor.tokenizer
+    row = caption_sample(tokenizer, "a red star")
+    learnt = row.labels != IGNORE
+    assert (row.ids == tokenizer.convert_tokens_to_ids("<image>")).sum() == 100
+    assert "a red star" in tokenizer.decode(row.ids[learnt]) and not learnt[:100].any()
+
+
+def test_a_seed_decides_the_new_weights_only(data):
+    one, other = (build_encoder(VARIANTS["sd_pe_ic"], data.cache.parts, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one.captioner.linear_1.weight, other.captioner.linear_1.weight)
+    assert torch.equal(one.unet.conv_in.weight, other.unet.conv_in.weight)
+
+
+def test_runs_of_both_tables_are_recorded(data, tmp_path):
+    run_stage_one(tmp_path, data, [("clip", 0), ("sd_t0", 1)], recipe=ONE)
+    content = json.loads(record(tmp_path, tmp_path / "losses.json").read_text())
+    assert [(run["variant"], run["seed"], len(run["losses"])) for run in content["runs"]] == [
+        ("clip", 0, 1),
+        ("sd_t0", 1, 1),
+    ]
+    logged = [row["loss"] for row in read_losses(run_folder(tmp_path, "clip", 0, 1))]
+    assert content["runs"][0]["losses"][0] == pytest.approx(sum(logged) / 4, abs=1e-4)
+    with pytest.raises(GroundingError, match="make embedded"):
+        record(tmp_path / "nothing", tmp_path / "losses.json")
+
+
+def test_plan_holds_every_variant_once_per_seed():
+    runs = planned_runs(seeds5=3, seeds6=2)
+    assert len(runs) == len(set(runs)) == 7 * 3 + 6 * 2
+    assert ("sd", 2) in runs and ("sd_b4", 1) in runs and ("sd_b4", 2) not in runs
