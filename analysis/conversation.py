@@ -64,13 +64,13 @@ def conversation_html(
     scale = min(2.0, long_side / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     layers = "".join(
-        f'<img class="layer" data-layer="{position}" alt="" src="{_uri(_mask_layer(each, size))}">'
+        f'<img class="layer" data-layer="{position}" alt="" src="{picture_uri(_mask_layer(each, size))}">'
         for position, each in enumerate(objects)
     )
     said = "".join(_piece(text, position, objects) for text, position in coloured_pieces(grounding, objects))
     return (
         f'{STYLE}<div class="aas"><div class="picture">'
-        f'<img alt="the image" src="{_uri(image.resize(size))}">{layers}</div>'
+        f'<img alt="the image" src="{picture_uri(image.resize(size))}">{layers}</div>'
         f'<p class="who">User</p><p class="said">{_escape(prompt)}</p>'
         f'<p class="who">{_escape(_model_name(grounding))}</p><p class="said">{said or "<i>(an empty answer)</i>"}</p>'
         f"{_attention_strip(image, grounding, objects)}</div>{SCRIPT}"
@@ -132,7 +132,7 @@ def _attention_strip(image: Image.Image, grounding: Grounding, objects: Sequence
     for picture, each in zip(attention_pictures(image, grounding, objects), objects, strict=True):
         phrase = _escape(grounding.phrases[each.phrases[0]].text)
         figures.append(
-            f'<figure><img alt="attention map of {phrase}" style="border-color: {each.colour}" src="{_uri(picture)}">'
+            f'<figure><img alt="attention map of {phrase}" style="border-color: {each.colour}" src="{picture_uri(picture)}">'
             f'<figcaption>{phrase}<br><span class="note">SAM: IoU about {each.score:.2f}</span></figcaption></figure>'
         )
     note = "Attention maps of the phrases' central nouns on one colour scale; the dot is the point prompt."
@@ -173,7 +173,8 @@ def _with_dot(picture: np.ndarray, x: float, y: float, radius: float = 3.0) -> n
     return np.where(distance[..., None] <= radius, 1.0, ringed)
 
 
-def _uri(image: Image.Image) -> str:
+def picture_uri(image: Image.Image) -> str:
+    """A picture as a PNG in a data URI, so that a page needs no file beside it."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -20,6 +20,7 @@ from analysis.metrics import (
     ratio_interval,
 )
 
+RANDOM, ATTENDED = "Random Point", "attend-and-segment"
 PHRASE_COLUMNS = ["image_id", "phrase", "text", "root", "category_id", "category", "similarity", "x", "y"]
 
 
@@ -142,26 +143,32 @@ def pilot_table(
         columns `method`, `PAcc`, `PAcc_low`, `PAcc_high` (95 % interval over images), AP and AR by size, and the
         counts behind them.
     """
-    described = {
-        "n_images": len(dataset),
-        "n_answers": len(predictions.answers),
-        "n_phrases": len(predictions.phrases),
-        "matched_share": 100 * len(predictions.matched) / len(predictions.phrases)
-        if len(predictions.phrases)
-        else float("nan"),
-    }
-    rows = [
-        _row("Random Point", random_accuracy(dataset, n_draws=n_draws, seed=seed), mask_ap_ar(baseline, dataset)),
-        _row("Random Point, one per matched phrase (expected)", chance_accuracy(predictions, dataset, seed=seed), {}),
-        _row(
-            "attend-and-segment",
-            point_accuracy(predictions, dataset, seed=seed),
-            mask_ap_ar(predictions.results, dataset),
-        )
-        | described,
-    ]
-    columns = ["method", "PAcc", "PAcc_low", "PAcc_high", *AP_AR, *described]
-    frame = pd.DataFrame(rows, columns=columns)
+    chance = _row(f"{RANDOM}, one per matched phrase (expected)", chance_accuracy(predictions, dataset, seed=seed), {})
+    own = model_row(ATTENDED, predictions, dataset, seed=seed)
+    return as_table([baseline_row(baseline, dataset, n_draws=n_draws, seed=seed), chance, own], dataset)
+
+
+def baseline_row(
+    baseline: Sequence[dict[str, Any]], dataset: CocoDataset, *, n_draws: int = 100, seed: int = 0
+) -> dict[str, Any]:
+    """The row "Random Point" of `pilot_table`."""
+    return _row(RANDOM, random_accuracy(dataset, n_draws=n_draws, seed=seed), mask_ap_ar(baseline, dataset))
+
+
+def model_row(method: str, predictions: Predictions, dataset: CocoDataset, *, seed: int = 0) -> dict[str, Any]:
+    """A model's row of `pilot_table`, with the counts behind it."""
+    said, matched = len(predictions.phrases), len(predictions.matched)
+    scores = _row(method, point_accuracy(predictions, dataset, seed=seed), mask_ap_ar(predictions.results, dataset))
+    counts = {"n_answers": len(predictions.answers), "n_phrases": said}
+    return {**scores, **counts, "matched_share": 100 * matched / said if said else float("nan")}
+
+
+def as_table(rows: Sequence[dict[str, Any]], dataset: CocoDataset) -> pd.DataFrame:
+    """Rows as a frame with `pilot_table`'s columns, then others that the rows have."""
+    columns = ["method", "PAcc", "PAcc_low", "PAcc_high", *AP_AR, "n_images", "n_answers", "n_phrases", "matched_share"]
+    frame = pd.DataFrame(
+        rows, columns=[*columns, *dict.fromkeys(name for row in rows for name in row if name not in columns)]
+    )
     frame["n_images"] = len(dataset)
     return frame.astype({"n_answers": "Int64", "n_phrases": "Int64"})
 
@@ -173,9 +180,14 @@ def _row(method: str, accuracy: Interval, masks: dict[str, float]) -> dict[str, 
 
 
 def reading(table: pd.DataFrame) -> str:
-    """One sentence that says what the pilot table shows, in its own numbers."""
-    ours = table.set_index("method").loc["attend-and-segment"]
-    blind = table.set_index("method").loc["Random Point"]
+    """What the pilot table shows, in its own numbers: a sentence or two for each model."""
+    rows = table.set_index("method")
+    models = [method for method in rows.index if not method.startswith(RANDOM)]
+    told = {method: _reading(rows.loc[method], rows.loc[RANDOM]) for method in models}
+    return "\n".join(said if method == ATTENDED else f"{method}: {said}" for method, said in told.items())
+
+
+def _reading(ours: pd.Series, blind: pd.Series) -> str:
     if pd.isna(ours["PAcc"]):
         return (
             f"None of the {int(ours['n_phrases'])} phrases matched an annotated category, so there is nothing to score."

@@ -157,9 +157,15 @@ class Settings:
 
     def finish(self) -> Path:
         """Leave the marker that says that the notebook came to its end."""
-        marker = self.path("DONE")
-        marker.write_text("finished\n", encoding="utf-8")
-        return marker
+        return mark_finished(self.output_dir)
+
+
+def mark_finished(output_dir: str | Path) -> Path:
+    """Leave the file DONE in a notebook's folder, by which the report knows that the notebook came to its end."""
+    marker = Path(output_dir, "DONE")
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text("finished\n", encoding="utf-8")
+    return marker
 
 
 def find_pictures(source: str, *, limit: int = 0) -> dict[str, Path]:

@@ -20,6 +20,7 @@ table.aas-table {border-collapse: collapse; font-variant-numeric: tabular-nums; 
 .aas-table tr.paper td {color: #666; font-style: italic}
 </style>"""
 INTERVAL = "95 % interval"
+RANGE = "min to max"
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,14 @@ class Table:
         title: one line, saying the unit.
         provenance: what made `ours`.
         paper: the paper's rows for comparison, with `source` and `data` columns; kept apart from ours everywhere.
+        decimals: of the numbers shown; the CSV keeps six digits.
     """
 
     ours: pd.DataFrame
     title: str
     provenance: Provenance
     paper: pd.DataFrame | None = None
+    decimals: int = 1
 
     def frame(self) -> pd.DataFrame:
         """All rows, each with `source`, `model`, `data`, `n_images` and `settings` of its own."""
@@ -70,7 +73,8 @@ class Table:
             "n_images": self.provenance.n_images,
             "settings": self.provenance.settings_text(),
         }
-        ours = ours.assign(**labels)[[*labels, *ours.columns]]
+        own = {name: value for name, value in labels.items() if name not in ours}  # rows may name models of their own
+        ours = ours.assign(**own)[[*labels, *(name for name in ours.columns if name not in labels)]]
         if self.paper is None:
             return ours
         paper = self.paper.assign(settings="as published")
@@ -78,19 +82,22 @@ class Table:
 
     def to_html(self) -> str:
         """An HTML table: ours first, then the paper's rows in grey under a heading of their own."""
-        ours = _readable(self.ours.drop(columns=["n_images"], errors="ignore"))
+        ours = _readable(self.ours.drop(columns=["n_images"], errors="ignore"), self.decimals)
         columns = list(ours.columns)
-        rows = _group(f"measured here: {self.provenance.headline()}", "", ours, columns)
+        rows = _group(f"measured here: {self.provenance.headline()}", "", ours, columns, self.decimals)
         note = ""
         if self.paper is not None:
             heading = f"{self.paper['source'].iloc[0]}: {self.paper['data'].iloc[0]}"
-            rows += _group(heading, "paper", _readable(self.paper), columns)
+            rows += _group(heading, "paper", _readable(self.paper, self.decimals), columns, self.decimals)
             note = " Rows in grey are the paper's: other models, other data; shown for orientation, not for comparison."
         caption = f"<b>{html.escape(self.title)}</b><br>{html.escape(self.provenance.describe() + note)}"
         return _html(caption, columns, rows, ours)
 
     def __repr__(self) -> str:
-        return f"{self.title}\n{self.provenance.describe()}\n{self.ours.to_string(index=False, float_format='%.1f')}"
+        return f"{self.title}\n{self.provenance.describe()}\n{self._numbers()}"
+
+    def _numbers(self) -> str:
+        return self.ours.to_string(index=False, float_format=f"%.{self.decimals}f")
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -114,44 +121,52 @@ def paper_html(paper: pd.DataFrame) -> str:
     return _html(caption, columns, "".join(_row("paper", row, columns) for _, row in shown.iterrows()), shown)
 
 
-def _readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its `low` and `high` columns put together as one, beside the value they belong to."""
-    pairs = {name: name.replace("low", "high") for name in frame.columns if name == "low" or name.endswith("_low")}
-    for low, high in pairs.items():
-        bounds = [
-            "–" if pd.isna(a) or pd.isna(b) else f"{a:.1f} to {b:.1f}"
-            for a, b in zip(frame[low], frame[high], strict=True)
-        ]
-        frame = frame.assign(**{low: bounds}).drop(columns=high).rename(columns={low: INTERVAL})
+def _readable(frame: pd.DataFrame, decimals: int) -> pd.DataFrame:
+    """The frame with its `low` and `high` columns put together as one, beside the value they belong to; `min` and `max`
+    likewise. Where there are several such pairs, each says whose it is."""
+    for ends, title in ((("low", "high"), INTERVAL), (("min", "max"), RANGE)):
+        firsts = [name for name in frame.columns if name == ends[0] or name.endswith(f"_{ends[0]}")]
+        for low in firsts:
+            owner = low.removesuffix(ends[0])
+            high = owner + ends[1]
+            bounds = [
+                "–" if pd.isna(a) or pd.isna(b) else f"{a:.{decimals}f} to {b:.{decimals}f}"
+                for a, b in zip(frame[low], frame[high], strict=True)
+            ]
+            name = title if len(firsts) == 1 else f"{owner.rstrip('_')}: {title}"
+            frame = frame.assign(**{low: bounds}).drop(columns=high).rename(columns={low: name})
     return frame
 
 
 def _html(caption: str, columns: list[str], rows: str, frame: pd.DataFrame) -> str:
-    head = "".join(f'<th class="{_kind(frame[name].iloc[0], name)}">{html.escape(name)}</th>' for name in columns)
+    first = {name: frame[name].iloc[0] if len(frame) else None for name in columns}
+    head = "".join(f'<th class="{_kind(first[name], name)}">{html.escape(name)}</th>' for name in columns)
     head = f"<thead><tr>{head}</tr></thead>"
     return f'{STYLE}<table class="aas-table"><caption>{caption}</caption>{head}<tbody>{rows}</tbody></table>'
 
 
-def _group(heading: str, kind: str, frame: pd.DataFrame, columns: list[str]) -> str:
+def _group(heading: str, kind: str, frame: pd.DataFrame, columns: list[str], decimals: int) -> str:
     title = f'<tr class="group {kind}"><td class="text" colspan="{len(columns)}">{html.escape(heading)}</td></tr>'
-    return title + "".join(_row(kind, row, columns) for _, row in frame.iterrows())
+    return title + "".join(_row(kind, row, columns, decimals) for _, row in frame.iterrows())
 
 
-def _row(kind: str, row: pd.Series, columns: list[str]) -> str:
-    cells = "".join(f'<td class="{_kind(row.get(name), name)}">{_cell(row.get(name))}</td>' for name in columns)
+def _row(kind: str, row: pd.Series, columns: list[str], decimals: int = 1) -> str:
+    cells = "".join(
+        f'<td class="{_kind(row.get(name), name)}">{_cell(row.get(name), decimals)}</td>' for name in columns
+    )
     return f'<tr class="{kind}">{cells}</tr>'
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, decimals: int) -> str:
     if isinstance(value, str):
         return html.escape(value)
     if value is None or pd.isna(value):
         return "–"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
 
 
 def _kind(value: Any, column: str) -> str:
-    return "text" if isinstance(value, str) and column != INTERVAL else ""
+    return "text" if isinstance(value, str) and not column.endswith((INTERVAL, RANGE)) else ""
 
 
 def _quoted(value: Any) -> str:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,8 +22,18 @@ from analysis.baseline import random_points, segment_random_points
 from analysis.caption_objects import annotated_pairs, caption_objects, named_pairs
 from analysis.caption_objects import reading as caption_reading
 from analysis.coco import load_instances
+from analysis.figures import plot_pilot_study, plot_scores_by_size
 from analysis.matching import CategoryMatcher
 from analysis.metrics import mask_ap_ar
+from analysis.model_comparison import (
+    accuracy_differences,
+    compare,
+    headline,
+    model_names,
+    stack,
+    studied_models,
+    study_table,
+)
 from analysis.paper import paper_methods, paper_table
 from analysis.pilot_study import (
     Predictions,
@@ -29,6 +45,7 @@ from analysis.pilot_study import (
     random_accuracy,
     reading,
 )
+from analysis.settings import Settings
 from analysis.tables import Provenance, Table
 from core.errors import GroundingError
 from core.masks import choose, decode_rle
@@ -210,6 +227,108 @@ def test_nothing_matched_is_said_in_words(dataset, nlp):
     assert reading(pilot_table(found, [], dataset, n_draws=2)).startswith("None of the 1 phrases matched")
 
 
+# ---- several models
+
+
+def settings(tmp_path):
+    return Settings(output_dir=str(tmp_path), n_images=5)
+
+
+def test_a_study_of_one_model_keeps_its_folder_and_rows(dataset, nlp, tmp_path):
+    (only,) = studied_models(settings(tmp_path), {})
+    assert only.settings.model == "embedded" and only.records == tmp_path / "records"
+    found = collect_predictions(records(), dataset, nlp)
+    table = study_table({only.label: found}, [], dataset, models=[only], n_draws=3)
+    pd.testing.assert_frame_equal(table, pilot_table(found, [], dataset, n_draws=3))
+
+
+def test_every_model_has_its_own_records(tmp_path):
+    study = studied_models(settings(tmp_path), {"LLaVA, CLIP": "embedded", "DiffLMM, SD + CLIP": "somewhere/else"})
+    assert [run.records for run in study] == [
+        tmp_path / "records" / "llava_clip",
+        tmp_path / "records" / "difflmm_sd_clip",
+    ]
+    assert [run.settings.model for run in study] == ["embedded", "somewhere/else"]
+    provenance = model_names(study).provenance(5)
+    assert provenance.model == "embedded; somewhere/else"
+    assert headline(study, provenance) == "2 models on embedded scenes (val, seed 0), 5 images"
+    assert headline(study[:1], provenance) == provenance.headline()
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({"A": ""}, "give `label: model` pairs of two texts"),
+        ({"A": 3}, "give `label: model` pairs of two texts"),
+        ({"SD + CLIP": "a", "SD, CLIP": "b"}, "'SD, CLIP' would keep its records in 'sd_clip', like another one"),
+        ({"+": "a"}, "labels must differ in letters or digits"),
+        ({"Random Point": "a"}, "is the baseline's; choose another"),
+    ],
+)
+def test_models_that_cannot_be_told_apart_are_refused(tmp_path, models, message):
+    with pytest.raises(GroundingError, match=re.escape(message)):
+        studied_models(settings(tmp_path), models)
+
+
+def two_models(dataset, nlp, tmp_path):
+    """The records above, and a model whose only phrase, of image 3, hits."""
+    study = studied_models(settings(tmp_path), {"first": "one/model", "second": "other/model"})
+    better = [("3", grounding((80, 120), [("star", (30.5, 40.5), [MASKS[1][3]])]))]
+    said = {"first": records(), "second": better}
+    return study, {label: collect_predictions(each, dataset, nlp) for label, each in said.items()}
+
+
+def test_a_study_of_two_models_has_one_baseline_and_a_row_for_each(dataset, nlp, tmp_path):
+    study, predictions = two_models(dataset, nlp, tmp_path)
+    table = study_table(predictions, [], dataset, models=study, n_draws=5)
+    assert table["method"].tolist() == ["Random Point", "first", "second"]
+    assert table["model"].tolist() == ["", "one/model", "other/model"]
+    assert table["PAcc"].tolist()[1:] == [pytest.approx(200 / 3), 100.0]
+    assert table["chance"].tolist()[1:] == [
+        pytest.approx(100 * chance_accuracy(found, dataset).value) for found in predictions.values()
+    ]
+    assert table["n_phrases"].tolist()[1:] == [5, 1]
+    alone = pilot_table(predictions["first"], [], dataset, n_draws=5).set_index("method")
+    for column in ("PAcc_low", "AP", "AR_M", "matched_share"):
+        assert table[column][1] == pytest.approx(alone.loc["attend-and-segment", column])
+    told = reading(table).splitlines()
+    assert [line.split(":")[0] for line in told] == ["first", "second"] and "in 66.7 %" in told[0]
+
+
+def test_rows_keep_their_models_in_the_csv_and_stay_apart_from_the_papers(dataset, nlp, tmp_path):
+    study, predictions = two_models(dataset, nlp, tmp_path)
+    scores = study_table(predictions, [], dataset, models=study, n_draws=5)
+    paper = paper_table(1).assign(method=paper_methods(1))
+    Table(scores, "Pilot study", model_names(study).provenance(5), paper).save(tmp_path, "table1")
+    frame = pd.read_csv(tmp_path / "table1.csv", keep_default_na=False)
+    ours = frame[frame["source"] == "measured here"]
+    assert ours["model"].tolist() == ["", "one/model", "other/model"] and len(frame) == 10
+    assert "one/model; other/model" in (tmp_path / "table1.html").read_text()
+    figure = plot_pilot_study(scores, paper)
+    colours = [line.get_color() for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+    assert colours[0] != colours[1] == colours[2]
+    assert len({bars[0].get_facecolor() for bars in plot_scores_by_size(scores).containers}) == 3
+    plt.close("all")
+
+
+def test_differences_are_paired_over_images(dataset, nlp, tmp_path):
+    _, predictions = two_models(dataset, nlp, tmp_path)
+    table = accuracy_differences(predictions, dataset)
+    assert table["method"].tolist() == ["second"]
+    assert table["PAcc"].item() == pytest.approx(100 / 3) and table["low"].item() <= 100 / 3 <= table["high"].item()
+    same = accuracy_differences({"first": predictions["first"], "again": predictions["first"]}, dataset)
+    assert same[["PAcc", "low", "high"]].to_numpy().tolist() == [[0.0, 0.0, 0.0]]
+    assert "again: not told apart, 0.0 [0.0, 0.0] percentage points" in compare(same, "first")
+    told = compare(pd.DataFrame({"method": ["b", "c"], "PAcc": [5.0, -5.0], "low": [1, -9.0], "high": [9.0, -1]}), "a")
+    assert "b: higher, 5.0" in told and "c: lower, -5.0" in told
+
+
+def test_stacked_frames_say_whose_rows_they_are():
+    frame = pd.DataFrame({"value": [1.0, 2.0]})
+    assert stack({"only": frame}) is frame
+    assert stack({"a": frame, "b": frame})["method"].tolist() == ["a", "a", "b", "b"]
+
+
 # ---- masks of the random points
 
 
@@ -303,6 +422,7 @@ def test_datasets_without_colours_say_so(dataset):
     table = caption_objects(Predictions(pd.DataFrame(), [], {3: "a red star"}), replace(dataset, annotations=plain))
     assert table.empty
     assert "does not know" in caption_reading(table)
+    assert "quantity" in Table(table, "Objects", Provenance("m", "d", 5)).to_html()  # a table without rows is shown
 
 
 def test_the_papers_tables_are_whole():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from core.embedded import evaluate
+from core.embedded import KINDS, evaluate
 from core.embedded.autoencoder import AutoencoderRecipe
 from core.embedded.captions import DESCRIBE
 from core.embedded.diffusion import DiffusionRecipe
@@ -29,18 +29,25 @@ DATA = (
 )
 
 
-def write_cards(weights: Path, *, scenes: int) -> None:
-    """Measures the models in `weights` on held-out scenes and writes `README.md` and `measured.json` beside each."""
+def write_cards(weights: Path, *, scenes: int, kinds: tuple[str, ...] = KINDS) -> None:
+    """Measures the models in `weights` on held-out scenes and writes `README.md` and `measured.json` beside each.
+
+    Args:
+        weights: folder of the models; kinds that are not in it are left out.
+        scenes: the first so many of the split `test`.
+        kinds: whose cards are written; the spaCy pipeline's is written where it is trained.
+    """
     from core.lmm import load_lmm
     from core.masks import load_segmenter
     from core.phrases import load_nlp
 
     segmenter, nlp = load_segmenter(str(weights / "sam")), load_nlp(str(weights / "en"))
-    measured = evaluate.measure_sam(segmenter, scenes=scenes)
-    _write(weights / "sam", _sam_card(measured), measured)
+    if "sam" in kinds:
+        measured = evaluate.measure_sam(segmenter, scenes=scenes)
+        _write(weights / "sam", _sam_card(measured), measured)
     cards = {"llava": _llava_card, "llava_two_stages": _two_stages_card, "difflmm": _difflmm_card}
     for kind, describe in cards.items():
-        if (weights / kind).is_dir():
+        if kind in kinds and (weights / kind).is_dir():
             lmm = load_lmm(weights / kind, geometry="pad")
             measured = evaluate.measure_llava(lmm, segmenter, nlp, scenes=scenes)
             _write(weights / kind, describe(measured, lmm), measured)

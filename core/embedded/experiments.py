@@ -15,24 +15,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.atomic import write_atomically
+from core.embedded import two_stages
 from core.embedded.autoencoder import encode_all
 from core.embedded.feature_cache import FeatureCache
 from core.embedded.pictures import training_scenes
-from core.embedded.two_stages import STAGE1, StageRecipe, TrainingData, run_stage
+from core.embedded.two_stages import StageRecipe, TrainingData, run_stage
 from core.embedded.variants import TABLE5, TABLE6, Parts
 from core.errors import GroundingError
 from core.training.loss_log import read_losses
 
 log = logging.getLogger(__name__)
 RECORD = Path(__file__).parent / "recorded" / "losses.json"
-SCENES = 16_000
+SCENES = 16_000  # of the training split, drawn for the variants
+HELD_OUT = 500  # the last of them, which no stage sees
 BIN = 10  # steps whose mean loss is one value of the record
 
 
-def training_data(work: Path, parts: Parts, *, scenes: int = SCENES, workers: int = 1) -> TrainingData:
+def training_data(work: Path, parts: Parts, *, workers: int = 1) -> TrainingData:
     """The training scenes, drawn on first use, with their cache of features under `work`."""
-    pixels, _, texts = training_scenes(scenes, side=160, seed=0, cache=work / "scenes160.pt", workers=workers)
-    return TrainingData(texts, FeatureCache(work / "features", parts, pixels))
+    pixels, _, texts = training_scenes(SCENES, side=160, seed=0, cache=work / "scenes160.pt", workers=workers)
+    cache = FeatureCache(work / "features", parts, pixels)
+    return TrainingData(texts, cache, held_out=range(SCENES - HELD_OUT, SCENES))
 
 
 def scaled_latents(vae: Path, pixels: Tensor) -> Tensor:
@@ -55,10 +58,10 @@ def run_folder(work: Path, variant: str, seed: int, stage: int) -> Path:
 
 
 def run_stage_one(
-    work: Path, data: TrainingData, runs: Iterable[tuple[str, int]], *, recipe: StageRecipe = STAGE1
+    work: Path, data: TrainingData, runs: Iterable[tuple[str, int]], *, recipe: StageRecipe | None = None
 ) -> list[Path]:
     """Stage 1 for (variant, seed) pairs; finished runs are not repeated. Returns the runs' folders."""
-    folders = []
+    recipe, folders = recipe or two_stages.STAGE1, []
     for variant, seed in runs:
         folders.append(run_folder(work, variant, seed, recipe.stage))
         run_stage(variant, data, folders[-1], recipe, seed=seed)

@@ -20,7 +20,6 @@ from core.embedded.autoencoder import encode_all
 from core.embedded.pictures import normalise
 from core.embedded.variants import Parts, Variant, build_encoder
 from core.encoders.features import noised, seeded_maps
-from core.encoders.frozen import to_grid_size
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +90,8 @@ class FeatureCache:
         return prepare
 
     def _diffusion(self, variant: Variant) -> Callable[[], Callable[[range], Tensor]]:
+        from core.encoders.frozen import to_grid_size
+
         def prepare() -> Callable[[range], Tensor]:
             encoder = build_encoder(variant, self.parts)
 

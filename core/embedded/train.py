@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 
-from core.embedded import dino, experiments, lmm, reader, sam_training, vision
-from core.embedded.autoencoder import AutoencoderRecipe, train_autoencoder
+from core.embedded import autoencoder, diffusion, dino, experiments, lmm, reader, sam_training, two_stages, vision
 from core.embedded.cards import write_cards
-from core.embedded.diffusion import DiffusionRecipe, train_diffusion
+from core.embedded.diffusion_samples import write_samples
 from core.embedded.pictures import training_scenes
-from core.embedded.two_stages import STAGE2, TrainingData, run_stage
+from core.embedded.two_stages import TrainingData, run_stage
 from core.embedded.variants import TABLE5, Parts
 from core.errors import GroundingError
 
@@ -97,9 +96,13 @@ def _train_diffusion(work: Path, workers: int) -> None:
     pixels, _, texts = _scenes(work, workers)
     folder = family_parts(work).diffusion
     if not (folder / "vae" / "config.json").is_file():
-        train_autoencoder(AutoencoderRecipe(), pixels, folder / "vae")
+        autoencoder.train_autoencoder(autoencoder.AutoencoderRecipe(), pixels, folder / "vae")
     latents = experiments.scaled_latents(folder / "vae", pixels)
-    train_diffusion(DiffusionRecipe(), latents, [caption for caption, _ in texts], folder)
+    captions = [caption for caption, _ in texts]
+    diffusion.train_diffusion(diffusion.DiffusionRecipe(), latents, captions, folder)
+    log.info(
+        "U-Net: share of the noise removed: %s", write_samples(folder, pixels[-8:], captions[-8:], work / "samples.png")
+    )
 
 
 def _train_variants(options: argparse.Namespace) -> None:
@@ -121,7 +124,7 @@ def _ship(options: argparse.Namespace) -> None:
 
 def _second_stage(work: Path, data: TrainingData, variant: str) -> Path:
     start, output = (experiments.run_folder(work, variant, 0, stage) for stage in (1, 2))
-    return run_stage(variant, data, output, STAGE2, seed=0, start=start)
+    return run_stage(variant, data, output, two_stages.STAGE2, seed=0, start=start)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -63,7 +63,7 @@ class TrainingData:
 
     texts: list
     cache: FeatureCache
-    held_out: range = range(15_500, 16_000)
+    held_out: range
 
 
 def run_stage(
