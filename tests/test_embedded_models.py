@@ -4,11 +4,16 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from core.embedded import KINDS, weights_path
+from core.embedded.autoencoder import AutoencoderRecipe
+from core.embedded.diffusion import DiffusionRecipe
 from core.embedded.evaluate import measure_llava, measure_sam
 from core.embedded.lmm import LmmRecipe
+from core.embedded.reader import ReaderRecipe
 from core.embedded.sam_training import SamRecipe
+from core.embedded.two_stages import STAGE1, STAGE2
 from core.embedded.vision import VisionRecipe
 from core.errors import GroundingError
 from core.lmm import load_lmm
@@ -21,7 +26,7 @@ SCENES = 12  # of another seed than the cards' scenes
 def test_all_weights_together_are_under_40_megabytes_and_torch_weights_are_safetensors():
     files = {kind: [file for file in weights_path(kind).rglob("*") if file.is_file()] for kind in KINDS}
     assert sum(file.stat().st_size for kind in KINDS for file in files[kind]) < 40e6
-    for kind in ("llava", "sam"):  # spaCy has a format of its own
+    for kind in ("llava", "llava_two_stages", "difflmm", "sam"):  # spaCy has a format of its own
         assert {file.suffix for file in files[kind]} <= {".safetensors", ".json", ".jinja", ".md"}
 
 
@@ -32,13 +37,19 @@ def test_every_model_has_a_card_with_data_recipe_seed_and_results(kind):
 
 
 def test_cards_tell_the_recipes_of_this_code():
-    llava, sam = ((weights_path(kind) / "README.md").read_text() for kind in ("llava", "sam"))
-    assert str(asdict(VisionRecipe())) in llava and str(asdict(LmmRecipe())) in llava
-    assert str(asdict(SamRecipe())) in sam
+    cards = {kind: (weights_path(kind) / "README.md").read_text() for kind in KINDS}
+    recipes = {
+        "llava": (VisionRecipe(), LmmRecipe()),
+        "llava_two_stages": (ReaderRecipe(), STAGE1, STAGE2),
+        "difflmm": (AutoencoderRecipe(), DiffusionRecipe(), ReaderRecipe(), STAGE1, STAGE2),
+        "sam": (SamRecipe(),),
+    }
+    for kind, used in recipes.items():
+        assert all(str(asdict(recipe)) in cards[kind] for recipe in used), kind
 
 
 def test_unknown_embedded_model_is_refused():
-    with pytest.raises(GroundingError, match="the embedded models are llava, sam, en"):
+    with pytest.raises(GroundingError, match="the embedded models are llava, llava_two_stages, difflmm, sam, en"):
         weights_path("llama")
 
 
@@ -56,6 +67,25 @@ def test_embedded_llava_names_and_points_at_held_out_objects(segmenter):
     assert measured["point_accuracy"] >= 5 * measured["random_point"]
     told = json.loads((weights_path("llava") / "measured.json").read_text())
     assert abs(told["point_accuracy"] - measured["point_accuracy"]) < 0.25
+
+
+@pytest.mark.parametrize("kind", ["llava_two_stages", "difflmm"])
+def test_models_of_the_two_stages_are_as_good_as_their_cards_say(segmenter, kind):
+    lmm = load_lmm(f"embedded/{kind}", geometry="pad", device="cpu")
+    measured = measure_llava(lmm, segmenter, load_nlp("embedded"), scenes=SCENES, seed=1)
+    told = json.loads((weights_path(kind) / "measured.json").read_text())
+    assert measured["phrases"] > SCENES and measured["pair_precision"] > 0.5
+    assert measured["point_accuracy"] >= 3 * measured["random_point"]
+    assert abs(told["point_accuracy"] - measured["point_accuracy"]) < 0.25
+
+
+def test_both_models_of_the_two_stages_share_their_clip_and_differ_in_the_rest():
+    llava, difflmm = (load_lmm(f"embedded/{kind}", device="cpu").model for kind in ("llava_two_stages", "difflmm"))
+    inner = difflmm.model.vision_tower.clip.state_dict()
+    for name, value in llava.model.vision_tower.state_dict().items():
+        assert torch.equal(value, inner[name]), name
+    assert not torch.equal(llava.lm_head.weight, difflmm.lm_head.weight)
+    assert len(difflmm.model.vision_tower.unet.up_blocks) == 3  # the third hands its input on
 
 
 def test_embedded_sam_segments_what_it_is_pointed_at(segmenter):

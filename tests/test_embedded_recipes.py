@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -192,3 +193,34 @@ def test_one_command_trains_measures_and_does_not_repeat_what_is_finished(tmp_pa
     assert str(tmp_path) not in (weights / "llava" / "config.json").read_text()
     train.main([*command, "--no-cards"])
     assert made == {file: file.stat().st_mtime_ns for file in weights.rglob("*.safetensors")}
+
+
+def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path, monkeypatch):
+    """The whole of DiffLMM's side at a size of seconds: parts, both stages, what is shipped, the recorded losses."""
+    from core.embedded import autoencoder, diffusion, dino, experiments, reader, two_stages
+    from core.embedded.two_stages import StageRecipe
+    from core.embedded.variants import TABLE5, TABLE6
+
+    work, weights, losses = tmp_path / "work", tmp_path / "weights", tmp_path / "losses.json"
+    for module, name, changes in (
+        (autoencoder, "AutoencoderRecipe", {"channels": (8, 8, 8, 8), "steps": 2, "whole_steps": 1, "batch": 2}),
+        (diffusion, "DiffusionRecipe", {"channels": (16, 16, 16, 16), "text_width": 16, "steps": 2, "batch": 2}),
+        (dino, "DinoRecipe", {"steps": 2, "window_steps": 1, "batch": 2, "window_batch": 2, "layers": 1, "scenes": 16}),
+        (reader, "ReaderRecipe", {"width": 16, "layers": 1, "heads": 2, "mlp": 16, "steps": 2, "batch": 2}),
+    ):
+        monkeypatch.setattr(module, name, partial(getattr(module, name), **changes))
+    monkeypatch.setattr(experiments, "SCENES", 16)
+    monkeypatch.setattr(experiments, "HELD_OUT", 8)
+    monkeypatch.setattr(two_stages, "STAGE1", StageRecipe(1, scenes=8, batch=4))
+    monkeypatch.setattr(two_stages, "STAGE2", StageRecipe(2, scenes=8, batch=4))
+    monkeypatch.setattr(vision_recipe, "VisionRecipe", lambda: replace(VISION, image_size=120, window=5))
+    command = ["--output", str(weights), "--work", str(work), "--record", str(losses), "--workers", "1", "--no-cards"]
+    train.main(["--only", "vision", "dino", "diffusion", "reader", "difflmm", "variants", "--seeds", "1", *command])
+    content = json.loads(losses.read_text())
+    stages = [{run["variant"] for run in content["runs"] if run["recipe"]["stage"] == stage} for stage in (1, 2)]
+    assert stages == [{variant.name for variant in TABLE5 + TABLE6}, {variant.name for variant in TABLE5}]
+    assert (work / "samples.png").is_file()
+    for name in ("llava_two_stages", "difflmm"):
+        assert str(tmp_path) not in (weights / name / "config.json").read_text()
+        generation = load_lmm(weights / name).generate(make_scene("val", 0).image, DESCRIBE, max_new_tokens=3)
+        assert generation.attention.shape[1] == 100

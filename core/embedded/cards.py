@@ -133,9 +133,9 @@ def _sizes(lmm: Any) -> str:
     tower = inner.vision_tower
     parts = {"vision encoder": tower, "projector": inner.multi_modal_projector, "language model": inner.language_model}
     if hasattr(tower, "unet"):
-        parts = {f"vision encoder's {name}": getattr(tower, name) for name in ("vae", "unet", "clip", "captioner")} | {
-            name: part for name, part in parts.items() if part is not tower
-        }
+        named = {"VAE's encoder": tower.vae, "U-Net up to its second up block": tower.unet, "CLIP": tower.clip}
+        named |= {"implicit captioner": tower.captioner, "positional encodings": tower.positions}
+        parts = named | {name: part for name, part in parts.items() if part is not tower}
     return ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in parts.items())
 
 

@@ -155,7 +155,7 @@ def branch(
     if width is None:
         raise GroundingError(f"a {config.model_type} does not say how many channels it gives; pass width")
     return {
-        "config": config.to_dict(),
+        "config": {key: value for key, value in config.to_dict().items() if key != "_name_or_path"},
         "layer": usual if layer == "auto" else layer,
         "skip": skip,
         "cell": _cell(config) if cell is None else cell,

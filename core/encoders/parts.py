@@ -48,6 +48,7 @@ def load_parts(diffusion: str | Path, clip: str | Path | None, *, dtype: torch.d
                 "and concat_clip=False"
             )
         tower = _load(CLIPVisionModel, clip, None, dtype=dtype)
+        tower.config.name_or_path = ""  # what is saved later names no folder of this machine
         weights["clip"], extra["clip_config"] = tower.state_dict(), tower.config
     text = None if fields.implicit_captioner else empty_text_embedding(diffusion)
     if text is not None:
