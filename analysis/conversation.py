@@ -132,7 +132,8 @@ def _attention_strip(image: Image.Image, grounding: Grounding, objects: Sequence
     for picture, each in zip(attention_pictures(image, grounding, objects), objects, strict=True):
         phrase = _escape(grounding.phrases[each.phrases[0]].text)
         figures.append(
-            f'<figure><img alt="attention map of {phrase}" style="border-color: {each.colour}" src="{picture_uri(picture)}">'
+            f'<figure><img alt="attention map of {phrase}" style="border-color: {each.colour}" '
+            f'src="{picture_uri(picture)}">'
             f'<figcaption>{phrase}<br><span class="note">SAM: IoU about {each.score:.2f}</span></figcaption></figure>'
         )
     note = "Attention maps of the phrases' central nouns on one colour scale; the dot is the point prompt."

@@ -452,9 +452,12 @@ def test_checkpoints_hold_what_is_learnt_and_nothing_else_is_taken(runs, models)
     checkpoint = Path(last_checkpoint(runs["difflmm", 1][2].parent))
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         assert len(file.keys()) == 9
+    with safe_open(Path(last_checkpoint(runs["difflmm", 2][2].parent)) / "model.safetensors", "pt") as file:
+        assert len(file.keys()) == 9 + 2 * 14
     model, _ = load_checkpoint(models["llava"], device="cpu")
+    learnt = [name for name, _ in model.named_parameters() if "multi_modal_projector" in name]
     with pytest.raises(GroundingError, match="not what this model learns"):
-        load_learnt(model, checkpoint)
+        load_learnt(model, checkpoint, learnt)
 
 
 def test_another_recipe_does_not_go_on_in_the_same_directory(runs, data):
@@ -540,6 +543,66 @@ def test_the_dry_run_counts_what_is_there(models, broken, name, stage):
         assert text in str(found)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", ["llava", "difflmm"])
+def test_costs_are_those_of_a_real_step(models, name, stage, checkpointing):
+    """Operations of fake tensors, picture and text apart, equal those of the whole model on real ones."""
+    from core.checkpoints import load_checkpoint, load_structure
+    from core.training.cost import measure, step_costs
+    from core.training.data import blank_image
+    from core.training.stages import prepare_stage
+
+    recipe = stage_recipe(stage, lora_rank=4 if stage == 2 else 0)
+    structure, processor = load_structure(models[name], dtype=torch.float32)
+    blank, visual = blank_image(processor)
+    counted = {"pixels": tuple(blank.shape), "length": 60, "dtype": torch.float32, "checkpointing": checkpointing}
+    structure = prepare_stage(structure, recipe)
+    picture, text = step_costs(structure, **counted)
+    assert step_costs(structure, **counted) == (picture, text)
+    model = prepare_stage(load_checkpoint(models[name], device="cpu")[0], recipe)
+    if checkpointing:
+        plain = model.get_base_model() if stage == 2 else model
+        enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    ids = torch.full((1, 60), 300)
+    ids[0, 1 : 1 + visual] = model.config.image_token_id
+    batch = {"input_ids": ids, "labels": ids, "pixel_values": blank[None]}
+    real = measure(model, lambda: model(**batch, use_cache=False).loss)
+    assert picture.operations + text.operations == real.operations
+    if not checkpointing:  # the real one keeps the embeddings in the place of their copy
+        assert picture.saved + text.saved == pytest.approx(real.saved, rel=0.1)
+    assert max(picture.passing, text.passing) >= real.passing
+
+
+def test_a_unet_that_stops_early_costs_less(models, tmp_path):
+    from core.checkpoints import load_structure
+    from core.training.cost import step_costs
+    from core.training.stages import prepare_stage
+
+    found = []
+    for block in (1, 2, 4):
+        config = json.loads((models["difflmm"] / "config.json").read_text())
+        config["vision_config"]["up_block"] = block
+        for file in models["difflmm"].iterdir():
+            if file.suffix != ".safetensors":
+                (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        model = prepare_stage(load_structure(tmp_path, dtype=torch.float32)[0], stage_recipe(1))
+        picture, _ = step_costs(model, pixels=(3, 64, 64), length=20, dtype=torch.float32, checkpointing=False)
+        found.append(picture.operations)
+    assert found == sorted(set(found))
+
+
+def test_checkpointing_runs_without_a_warning(models, data, tmp_path):
+    import warnings
+
+    options = RunOptions(**{**vars(HERE), "gradient_checkpointing": True, "max_steps": 1})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*checkpointing.*")
+        train(models["llava"], data, tmp_path, recipe=stage_recipe(2, **QUICK, lora_rank=2), options=options)
+
+
 def test_the_command_line_trains(models, data, tmp_path, capsys):
     from core.training.__main__ import main
 
@@ -589,6 +652,29 @@ def test_cluster_configurations_are_accelerates(name):
     if name == "fsdp":
         content = yaml.safe_load((ROOT / "configs" / "fsdp.yaml").read_text())["fsdp_config"]
         assert content["fsdp_state_dict_type"] == "FULL_STATE_DICT"  # what `--merge` and resuming read
+
+
+def test_repetitions_are_drawn_thin_beneath_their_mean(tmp_path):
+    from analysis.losses import load_losses, plot_losses, reading
+
+    for seed in (0, 1, 2):
+        (tmp_path / str(seed)).mkdir()
+        rows = [{"step": step, "loss": 9.0 if step == 1 else 1.0 + seed + 1 / step} for step in range(1, 41)]
+        (tmp_path / str(seed) / "losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses = load_losses({"three": [tmp_path / str(seed) for seed in (0, 1, 2)], "one": tmp_path / "0"})
+    assert losses.groupby("run")["repetition"].nunique().to_dict() == {"three": 3, "one": 1}
+    ax = plot_losses(losses, smoothing=0.0)
+    mean, *single, alone = ax.get_lines()
+    assert [line.get_label() for line in single] == [f"three, repetition {number}" for number in range(3)]
+    assert np.allclose(mean.get_ydata(), np.mean([line.get_ydata() for line in single], axis=0))
+    assert all(line.get_linewidth() < mean.get_linewidth() for line in single)
+    assert np.allclose(alone.get_ydata(), single[0].get_ydata())
+    assert ax.get_ylim()[1] < 6  # not the fall of the first step
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["three  2.025", "one  1.025"]
+    assert reading(losses[losses["run"] == "one"]).startswith(
+        "one: from 3.27 to 1.03 nats per answer token in 40 steps"
+    )
+    plt.close(ax.figure)
 
 
 def test_losses_are_drawn_and_averaged(runs, tmp_path):
@@ -649,3 +735,95 @@ def test_a_model_assembled_from_published_parts_begins_stage_1(kind, data, tmp_p
     assert len(losses) == 3 and losses[0] == pytest.approx(math.log(len(words)), rel=0.3)
     assert main(["--language-model", str(tmp_path / "none"), *parts, "--output", str(tmp_path / "x")]) == 2
     assert "language model could not be loaded" in capsys.readouterr().err
+
+
+def test_what_learns_begins_anew_and_the_rest_stays(models, tmp_path):
+    from core.checkpoints import load_checkpoint
+    from core.training.assemble import main, write_start
+
+    before = load_checkpoint(models["difflmm"], device="cpu")[0].state_dict()
+    one, same, other = (
+        load_checkpoint(write_start(tmp_path / name, model=str(models["difflmm"]), seed=seed), device="cpu")[
+            0
+        ].state_dict()
+        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+    )
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    for states in ((one, before), (one, other)):
+        moved = {key for key in one if not torch.equal(states[0][key], states[1][key])}
+        assert len(moved) == 9
+        assert all("multi_modal_projector" in key or "captioner" in key or "positions" in key for key in moved)
+    with pytest.raises(GroundingError, match="give one of the two"):
+        write_start(tmp_path / "none")
+    with pytest.raises(GroundingError, match="noise_step are options of the diffusion encoder"):
+        write_start(tmp_path / "none", language_model="x", clip="y", encoder={"noise_step": 3})
+    assert main(["--model", str(models["llava"]), "--output", str(tmp_path / "shell")]) == 0
+    assert (tmp_path / "shell" / "model.safetensors").is_file()
+
+
+def training_settings(tmp_path, **changes):
+    from analysis.training import TrainingSettings
+
+    return TrainingSettings(**{"output_dir": str(tmp_path / "out"), "n_images": 2} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": "3"}, "stages is '3'; choose one of both, 1, 2"),
+        ({"projector": "old"}, "projector is 'old'"),
+        ({"dtype": "fp16"}, "dtype is 'fp16'"),
+        ({"n_images": 0}, "n_images is 0; give a number of scenes"),
+        ({"stage_1": {"bath": 2}}, "a recipe has no bath"),
+        ({"stage_2": {"learning_rate": "quick"}}, "stage_2: learning_rate is 'quick'; it must be a number"),
+        ({"options": {"worker": 2}}, "options has no worker"),
+        ({"output_dir": ""}, "output_dir is empty"),
+    ],
+)
+def test_training_settings_that_cannot_be_used_are_refused(tmp_path, changes, message):
+    with pytest.raises(GroundingError, match=message):
+        training_settings(tmp_path, **changes)
+
+
+def test_shell_commands_are_the_notebooks_run(tmp_path):
+    import shlex
+
+    from analysis.training import shell_commands
+    from core.training.__main__ import _given, _parser
+    from core.training.recipes import Recipe
+
+    changes = {"batch": 8, "learning_rate": "1e-3", "bf16": False, "warmup": 0}
+    options = {"workers": 0, "gradient_checkpointing": False}
+    settings = training_settings(tmp_path, stage_1=changes, stage_2=changes, options=options, seed=3, device="cpu")
+    start, *stages = shell_commands(settings).splitlines()
+    assert start.startswith("python -m core.training.assemble --model embedded --seed 3 --dtype float32 --output")
+    for number, line in enumerate(stages, start=1):
+        parsed = _parser().parse_args(shlex.split(line)[3:])
+        assert stage_recipe(parsed.stage, **_given(parsed, Recipe)) == settings.recipe(number)
+        assert RunOptions(**_given(parsed, RunOptions)) == settings.run_options()
+        assert parsed.model == str(settings.path("records", "start" if number == 1 else "stage_1/model"))
+        assert parsed.output == settings.run(number)
+    sharded = shell_commands(settings, launcher="accelerate launch --config_file configs/fsdp.yaml").splitlines()
+    assert [line.startswith("python -m core.training --merge") for line in sharded] == [False, False, True, False, True]
+    kept = training_settings(
+        tmp_path, projector="kept", stages="2", model="some/model", tuning="t.json", pretraining="p"
+    )
+    assert shell_commands(kept).startswith(
+        "python -m core.training --stage 2 --model some/model --data t.json --output"
+    )
+
+
+@pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
+def test_marked_text_is_what_is_learnt(data, processor, template):
+    from analysis.training_samples import label_runs, samples_html
+
+    dataset = ConversationData(read_samples(data), processor, template=template)
+    for sample in dataset.samples:
+        tokens = dataset.tokens(sample, with_image=sample.image is not None)
+        pieces = label_runs(tokens, processor.tokenizer, processor.image_token)
+        answers = [answer for _, answer in sample.turns][: 1 if template == "plain" else None]
+        assert [text.strip().removesuffix("</s>") for text, learnt in pieces if learnt] == answers
+        assert ("[16 visual tokens]", False) in pieces or sample.image is None
+    page = samples_html(dataset, [0, 2])
+    assert page.count("<mark>") == sum(len(dataset.samples[n].turns) if template == "vicuna_v1" else 1 for n in (0, 2))
+    assert page.count("<img") == 1 and 'src="data:' in page

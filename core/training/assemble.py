@@ -1,7 +1,8 @@
 """The model that stage 1 starts from: a language model, a visual encoder, and a new projector between them.
 
 `python -m core.training.assemble --language-model lmsys/vicuna-7b-v1.5 --clip openai/clip-vit-large-patch14-336
---diffusion DIR --output DIR` makes DiffLMM; without --diffusion it makes LLaVA-1.5.
+--diffusion DIR --output DIR` makes DiffLMM; without --diffusion it makes LLaVA-1.5. With --model in the place of parts,
+what learns on the visual side of a LLaVA or DiffLMM begins anew.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def assemble(
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     token = tokenizer.convert_tokens_to_ids(IMAGE)
     if token >= base.config.vocab_size:
-        base.resize_token_embeddings(token + 1, mean_resizing=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            base.resize_token_embeddings(token + 1, mean_resizing=False)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(_config(encoder.config, base.config, token))
     model.model.vision_tower, model.model.language_model, model.lm_head = encoder.to(dtype), base.model, base.lm_head
@@ -61,6 +64,26 @@ def assemble(
             weight.data.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
     model.generation_config = base.generation_config
     return model.eval(), _processor(encoder.config, tokenizer)
+
+
+def renew(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """The model with new random weights, in place, in all that learns on its visual side: projector, captioner, PE.
+
+    Raises:
+        GroundingError: not a LLaVA-like model.
+    """
+    from core.encoders.frozen import PositionalEncoding
+    from core.training.stages import visual_parts
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in visual_parts(model):
+            for part in model.get_submodule(name).modules():
+                if isinstance(part, PositionalEncoding):
+                    nn.init.normal_(part.weight, std=part.std)
+                elif hasattr(part, "reset_parameters"):
+                    part.reset_parameters()
+    return model
 
 
 def _config(vision: Any, text: Any, token: int) -> Any:
@@ -103,47 +126,99 @@ def _processor(vision: Any, tokenizer: Any) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0 if it went well, 2 if the input was at fault."""
     options = _parser().parse_args(arguments)
+    names = ("noise_step", "up_block", "image_size", "implicit_captioner", "concat_clip", "positional_encoding")
     try:
-        encoder = _encoder(options)
-        model, processor = assemble(
-            options.language_model, encoder, seed=options.seed, dtype=getattr(torch, options.dtype)
+        write_start(
+            options.output,
+            model=options.model,
+            language_model=options.language_model,
+            clip=options.clip,
+            diffusion=options.diffusion,
+            encoder={name: getattr(options, name) for name in names if getattr(options, name) is not None},
+            seed=options.seed,
+            dtype=getattr(torch, options.dtype),
         )
     except GroundingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    model.save_pretrained(options.output)
-    processor.save_pretrained(options.output)
     print(options.output)
     return 0
 
 
-def _encoder(options: argparse.Namespace) -> nn.Module:
-    dtype = getattr(torch, options.dtype)
-    torch.manual_seed(options.seed)  # what is new in the encoder: captioner and positions
-    if options.diffusion is not None:
+def write_start(
+    output: str | Path,
+    *,
+    model: str = "",
+    language_model: str = "",
+    clip: str = "",
+    diffusion: str = "",
+    encoder: dict[str, Any] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write the checkpoint that stage 1 starts from, with its processor, to the directory `output`.
+
+    Args:
+        model: LLaVA or DiffLMM whose projector (captioner, positions) begins anew; or else parts:
+        language_model: directory or hub id of a causal language model.
+        clip, diffusion: of the encoder, see `load_encoder`.
+        encoder: fields of `DiffusionVisionConfig`, with `diffusion` only.
+        seed: of all new weights.
+        dtype: of the whole model.
+
+    Raises:
+        GroundingError: neither a model nor parts, or both; a part that cannot be loaded.
+    """
+    from core.checkpoints import load_checkpoint
+
+    if bool(model) == bool(language_model) or (model and (clip or diffusion)):
+        raise GroundingError(
+            f"start from a model ({model!r}) or from a language model ({language_model!r}) with CLIP and diffusion "
+            f"({clip!r}, {diffusion!r}): give one of the two"
+        )
+    if model:
+        network, processor = load_checkpoint(model, device="cpu", dtype=dtype)
+        network = renew(network, seed=seed)
+    else:
+        tower = load_encoder(clip, diffusion, seed=seed, dtype=dtype, **(encoder or {}))
+        network, processor = assemble(language_model, tower, seed=seed, dtype=dtype)
+    network.save_pretrained(output)
+    processor.save_pretrained(output)
+    return Path(output)
+
+
+def load_encoder(
+    clip: str = "", diffusion: str = "", *, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any
+) -> nn.Module:
+    """A visual encoder from published parts: LLaVA's CLIP, or with `diffusion` DiffLMM's encoder.
+
+    Args:
+        clip: directory or hub id of a CLIP.
+        diffusion: directory or hub id of a latent diffusion model in diffusers' layout.
+        seed: of what is new in the encoder: captioner and positions.
+        options: fields of `DiffusionVisionConfig`.
+
+    Raises:
+        GroundingError: no parts, a part that cannot be loaded, or options without `diffusion`.
+    """
+    from transformers import CLIPVisionModel
+
+    if diffusion:
         from core.encoders import register_encoders
         from core.encoders.diffusion import DiffusionVisionModel
 
         register_encoders()
-        return DiffusionVisionModel.from_parts(
-            options.diffusion,
-            options.clip,
-            dtype=dtype,
-            noise_step=options.noise_step,
-            up_block=options.up_block,
-            implicit_captioner=options.implicit_captioner,
-            concat_clip=options.concat_clip,
-            positional_encoding=options.positional_encoding,
-            image_size=options.image_size,
-        )
-    from transformers import CLIPVisionModel
-
-    if options.clip is None:
-        raise GroundingError("there is no visual encoder; give --clip, --diffusion or both")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return DiffusionVisionModel.from_parts(diffusion, clip or None, dtype=dtype, **options)
+    if options:
+        raise GroundingError(f"{', '.join(sorted(options))} are options of the diffusion encoder; give diffusion, too")
+    if not clip:
+        raise GroundingError("there is no visual encoder; give a CLIP, a diffusion model or both")
     try:
-        return CLIPVisionModel.from_pretrained(options.clip, dtype=dtype)
+        return CLIPVisionModel.from_pretrained(clip, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise GroundingError(f"no CLIP in {options.clip!r}: {str(error).splitlines()[0]}") from error
+        raise GroundingError(f"no CLIP in {clip!r}: {str(error).splitlines()[0]}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,17 +227,18 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--language-model", required=True, help="directory or hub id")
-    parser.add_argument("--clip", help="directory or hub id of a CLIP")
-    parser.add_argument("--diffusion", help="directory or hub id of a latent diffusion model in diffusers' layout")
+    parser.add_argument("--model", default="", help="LLaVA or DiffLMM whose projector begins anew, instead of parts")
+    parser.add_argument("--language-model", default="", help="directory or hub id")
+    parser.add_argument("--clip", default="", help="directory or hub id of a CLIP")
+    parser.add_argument("--diffusion", default="", help="directory or hub id of a model in diffusers' layout")
     parser.add_argument("--output", type=Path, required=True, help="directory of the assembled model")
     parser.add_argument("--seed", type=int, default=0, help="of all new weights")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--noise-step", type=int, default=100)
-    parser.add_argument("--up-block", type=int, default=2, help="counted from 1")
-    parser.add_argument("--image-size", type=int, default=384, help="of DiffLMM's pictures, pixels")
+    parser.add_argument("--noise-step", type=int, help="with --diffusion (default: 100)")
+    parser.add_argument("--up-block", type=int, help="with --diffusion, counted from 1 (default: 2)")
+    parser.add_argument("--image-size", type=int, help="of DiffLMM's pictures, pixels (default: 384)")
     for name in ("implicit-captioner", "concat-clip", "positional-encoding"):
-        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True)
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help="with --diffusion (default: on)")
     return parser
 
 

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from core.checkpoints import load_checkpoint
+from core.checkpoints import load_structure
+from core.training.cost import Cost, step_costs
 from core.training.data import ConversationData, Sample, read_samples
 from core.training.recipes import Recipe
 from core.training.run import RunOptions, frozen_dtype, training_arguments
@@ -75,26 +75,25 @@ def dry_run(
     images: str | Path | None = None,
     rate: float | None = None,
 ) -> DryRun:
-    """Count and estimate a stage without training.
+    """Count and estimate a stage without training it and without reading the model's weights.
 
-    Parameters, samples, steps and missing pictures are exact; tokens are extrapolated from `SAMPLED` samples. Memory
-    adds weights, gradients and Adam's moments of what learns to an estimate of the activations. Time divides the
-    arithmetic (2 operations per weight and token forward, 2 back through every weight of the language model, 2 more per
-    trainable weight, forward again with gradient checkpointing) by the devices' rate. The visual encoder counts once
-    per visual token, which is right for a ViT and too little for a U-Net.
+    Parameters, samples, steps and missing pictures are exact; tokens are extrapolated from `SAMPLED` samples. The
+    arithmetic is counted on the model's own code (`core.training.cost`), for every picture and for texts of mean
+    length; time divides it by the devices' rate. Memory adds weights, gradients and Adam's moments of what learns to
+    what a device batch keeps for the backward pass and the largest thing that passes.
 
     Args:
         model, data, recipe, options, images: as for `core.training.run.train`.
         rate: operations per second that one device reaches; None to time a matrix product on this machine.
 
     Raises:
-        GroundingError: as for `train`.
+        GroundingError: as for `train`, but for missing weights.
     """
     options = options or RunOptions()
     samples = read_samples(data, images)
     arguments = training_arguments(recipe, options, Path("unused"))
     dtype = frozen_dtype(recipe, options)
-    network, processor = load_checkpoint(model, device="cpu", dtype=dtype)
+    network, processor = load_structure(model, dtype=dtype)
     network = prepare_stage(network, recipe)
     parameters = count_parameters(network)
     dataset = ConversationData(
@@ -104,14 +103,15 @@ def dry_run(
     epochs = recipe.epochs if options.max_steps < 0 else options.max_steps * recipe.batch / len(samples)
     steps = ceil(len(samples) * recipe.epochs / recipe.batch) if options.max_steps < 0 else options.max_steps
     pictures = sum(sample.image is not None for sample in samples)
-    flops = epochs * operations(
-        parameters,
-        tokens=tokens,
-        visual=pictures * dataset.visual_tokens,
+    picture, text = step_costs(
+        network,
+        pixels=tuple(dataset.blank.shape),
+        length=ceil(tokens / len(samples)),
+        dtype=torch.bfloat16 if recipe.bf16 else torch.float32,
         checkpointing=options.gradient_checkpointing,
     )
+    flops = epochs * (pictures * picture.operations + len(samples) * text.operations)
     rate = matrix_rate(options, recipe) * UTILISATION if rate is None else rate
-    text = network.config.get_text_config()
     return DryRun(
         parameters=parameters,
         samples=len(samples),
@@ -124,11 +124,10 @@ def dry_run(
         steps=steps,
         memory=memory(
             parameters,
+            picture,
             text,
-            positions=arguments.per_device_train_batch_size * ceil(tokens / len(samples)),
+            batch=arguments.per_device_train_batch_size,
             frozen_bytes=dtype.itemsize,
-            activation_bytes=2 if recipe.bf16 else 4,
-            checkpointing=options.gradient_checkpointing,
         ),
         flops=flops,
         seconds=flops / rate / arguments.world_size,
@@ -145,42 +144,16 @@ def count_tokens(dataset: ConversationData) -> tuple[int, int, int]:
     return round(total * scale), round(learnt * scale), sum(len(one.ids) == dataset.max_length for one in found)
 
 
-def operations(parameters: dict[str, tuple[int, int]], *, tokens: int, visual: int, checkpointing: bool) -> float:
-    """Floating-point operations of one epoch, without attention's quadratic part."""
-    encoder = sum(sum(pair) for part, pair in parameters.items() if part.startswith("vision_tower"))
-    language = sum(sum(parameters.get(part, (0, 0))) for part in ("language_model", "lm_head", "lora"))
-    trained_language = sum(parameters.get(part, (0, 0))[0] for part in ("language_model", "lm_head", "lora"))
-    visual_trained = sum(parameters[part][0] for part in parameters) - trained_language
-    passes = 6 if checkpointing else 4
-    return float(
-        tokens * (passes * language + 2 * trained_language) + visual * (2 * encoder + (passes + 2) * visual_trained)
-    )
-
-
 def memory(
-    parameters: dict[str, tuple[int, int]],
-    text_config: Any,
-    *,
-    positions: int,
-    frozen_bytes: int,
-    activation_bytes: int,
-    checkpointing: bool,
+    parameters: dict[str, tuple[int, int]], picture: Cost, text: Cost, *, batch: int, frozen_bytes: int
 ) -> dict[str, int]:
-    """Bytes of weights, gradients, Adam's two moments and activations of one device batch of `positions` tokens.
-
-    Activations: the hidden state of every layer with checkpointing and one layer's insides; without, about
-    (8 hidden + 3 MLP) values per layer and position; and the logits twice in float32.
-    """
-    trainable = sum(pair[0] for pair in parameters.values())
-    frozen = sum(pair[1] for pair in parameters.values())
-    inside = 8 * text_config.hidden_size + 3 * text_config.intermediate_size
-    layers = text_config.num_hidden_layers
-    kept = layers * text_config.hidden_size + inside if checkpointing else layers * inside
+    """Bytes of weights, gradients, Adam's two moments and the activations of one device batch."""
+    trainable, frozen = (sum(pair[place] for pair in parameters.values()) for place in (0, 1))
     return {
         "weights": trainable * 4 + frozen * frozen_bytes,
         "gradients": trainable * 4,
         "optimiser": trainable * 8,
-        "activations": positions * (kept * activation_bytes + 2 * 4 * text_config.vocab_size),
+        "activations": batch * (picture.saved + text.saved + max(picture.passing, text.passing)),
     }
 
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from core.checkpoints import load_checkpoint
 from core.errors import GroundingError
-from core.training.stages import finished_model
+from core.training.recipes import Recipe
+from core.training.stages import finished_model, prepare_stage
 
 log = logging.getLogger(__name__)
-SHARDED = "trained"  # what a run with sharded weights leaves: an adapter, or learnt weights
+SHARDED = "trained"  # what a run with sharded weights leaves: the learnt ones
 MODEL = "model"
-LEARNT = "model.safetensors"  # learnt weights of a stage without LoRA; the Trainer looks for a file of this name
+LEARNT = "model.safetensors"  # the learnt weights in a checkpoint
 
 
 def save_learnt(weights: dict[str, Tensor], directory: Path) -> None:
@@ -28,17 +29,19 @@ def save_learnt(weights: dict[str, Tensor], directory: Path) -> None:
     save_file({name: weight.detach().contiguous().cpu() for name, weight in weights.items()}, directory / LEARNT)
 
 
-def load_learnt(model: nn.Module, directory: Path, names: list[str] | None = None) -> None:
+def load_learnt(model: nn.Module, directory: Path, names: list[str]) -> None:
     """Read learnt weights into the model, in place.
 
+    Args:
+        names: of the weights that the model learns.
+
     Raises:
-        GroundingError: the file has weights that the model lacks, or other ones than `names`.
+        GroundingError: the file holds other weights.
     """
     from safetensors.torch import load_file
 
     weights = load_file(directory / LEARNT)
-    wanted = model.state_dict().keys() & weights.keys() if names is None else set(names)
-    if wanted != weights.keys():
+    if set(names) != weights.keys():
         raise GroundingError(
             f"{str(directory / LEARNT)!r} holds {', '.join(sorted(weights)[:3])}..., which are not what this model "
             "learns; go on with the model and the stage that the run began with"
@@ -74,14 +77,11 @@ def merge_sharded(output: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     trained = output / SHARDED
     if not (output / "recipe.json").is_file() or not trained.is_dir():
         raise GroundingError(f"{str(output)!r} holds no ended run with sharded weights; nothing to merge")
-    base = json.loads((output / "recipe.json").read_text(encoding="utf-8"))["model"]
-    model, processor = load_checkpoint(base, device="cpu", dtype=dtype)
-    if not (trained / "adapter_config.json").is_file():
-        load_learnt(model, trained)
-        return _write(model, processor, output / MODEL)
-    from peft import PeftModel
-
-    return _write(finished_model(PeftModel.from_pretrained(model, str(trained))), processor, output / MODEL)
+    settings = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
+    model, processor = load_checkpoint(settings["model"], device="cpu", dtype=dtype)
+    model = prepare_stage(model, Recipe(**settings["recipe"]))
+    load_learnt(model, trained, [name for name, weight in model.named_parameters() if weight.requires_grad])
+    return _write(finished_model(model), processor, output / MODEL)
 
 
 def _write(model: Any, processor: Any, directory: Path) -> Path:

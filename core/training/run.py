@@ -100,6 +100,7 @@ def train(
         group=group if recipe.group else None,
         seed=recipe.seed,
     )
+    checkpoint = last_checkpoint(output)
     trainer = build_trainer(
         network,
         arguments,
@@ -108,10 +109,12 @@ def train(
         sampler=sampler,
         recipe=recipe,
         losses=output / FILE,
+        checkpoint=checkpoint,
+        progress=options.progress,
     )
     for callback in callbacks:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.train(resume_from_checkpoint=checkpoint)
     return save_result(trainer, processor, output)
 
 
@@ -130,9 +133,13 @@ def training_arguments(recipe: Recipe, options: RunOptions, output: Path) -> Any
             f"a batch of {recipe.batch} cannot be divided into {device_batch} samples on each of {world} devices; "
             "change device_batch or the recipe's batch"
         )
+    known = TrainingArguments.__dataclass_fields__
+    name = (
+        "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    )  # its old name
     checkpointing: dict[str, Any] = {}
     if options.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        checkpointing = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=device_batch,
@@ -156,7 +163,7 @@ def training_arguments(recipe: Recipe, options: RunOptions, output: Path) -> Any
         save_total_limit=options.keep,
         logging_steps=options.log_every,
         logging_nan_inf_filter=False,
-        disable_tqdm=not options.progress,
+        disable_tqdm=True,  # the trainer's callback has a bar of its own
         report_to="none",
         **checkpointing,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 from torch import nn
 
@@ -43,15 +44,15 @@ def prepare_stage(model: nn.Module, recipe: Recipe) -> Any:
     """The model with the right parts trainable (float32) and everything else frozen, in place.
 
     Returns:
-        The model itself without LoRA; with LoRA on all linear layers of the language model a `PeftModel` around it,
-        which keeps the visual parts beside the adapter.
+        The model itself without LoRA; with it a `PeftModel` with LoRA on all linear layers of the language model. The
+        visual parts learn in place: PEFT's `modules_to_save` would gather their shards on one process only.
 
     Raises:
         GroundingError: not a LLaVA-like model.
 
     Source: paper section 4.1: VAE, U-Net and CLIP frozen; projector, implicit captioner and PE learn in both stages.
     """
-    parts = visual_parts(model)
+    visual = [model.get_submodule(name) for name in visual_parts(model)]
     model.requires_grad_(False)
     if recipe.lora_rank:
         from peft import LoraConfig, get_peft_model
@@ -62,13 +63,13 @@ def prepare_stage(model: nn.Module, recipe: Recipe) -> Any:
             lora_alpha=recipe.lora_alpha,
             lora_dropout=recipe.lora_dropout,
             target_modules=[f"{LANGUAGE}.{name}" for name in linear],
-            modules_to_save=parts,
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(model, config)
-    else:
-        for name in parts:
-            model.get_submodule(name).requires_grad_(True)
+        with catch_warnings():  # PEFT reads an old name of transformers' checkpointing
+            filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = get_peft_model(model, config)
+    for part in visual:
+        part.requires_grad_(True)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
@@ -97,14 +98,9 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(trainable, frozen) numbers of parameters of each part: language_model, lora, projector, vision_tower.<part>...
-
-    The untrained copies that PEFT keeps of the visual parts are not counted.
-    """
+    """(trainable, frozen) numbers of parameters of each part: language_model, lora, projector, vision_tower.<part>."""
     counts: dict[str, tuple[int, int]] = {}
     for name, weight in model.named_parameters():
-        if ".original_module." in name:
-            continue
         part = _part(name)
         trainable, frozen = counts.get(part, (0, 0))
         size = weight.numel()

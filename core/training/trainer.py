@@ -13,7 +13,16 @@ from core.training.stages import parameter_groups
 
 
 def build_trainer(
-    model: Any, arguments: Any, *, data: Any, collator: Any, sampler: Any, recipe: Recipe, losses: Path
+    model: Any,
+    arguments: Any,
+    *,
+    data: Any,
+    collator: Any,
+    sampler: Any,
+    recipe: Recipe,
+    losses: Path,
+    checkpoint: str | None = None,
+    progress: bool = True,
 ) -> Any:
     """A `transformers.Trainer` for one stage.
 
@@ -23,11 +32,21 @@ def build_trainer(
         data, collator, sampler: dataset, collate function and `EpochSampler`.
         recipe: gives the learning rates.
         losses: file of the loss log.
+        checkpoint: directory of the checkpoint that the run goes on from.
+        progress: show a bar; one of plain text, which logs and exported notebooks keep.
+
+    Raises:
+        GroundingError: the checkpoint holds other weights than this model learns.
     """
+    learnt = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    if checkpoint is not None:
+        load_learnt(model, Path(checkpoint), learnt)
     trainer = _trainer_class()(model=model, args=arguments, train_dataset=data, data_collator=collator)
-    trainer.sampler, trainer.recipe = sampler, recipe
-    trainer.learnt = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    trainer.add_callback(_run_callback(sampler, losses))
+    trainer.sampler, trainer.recipe, trainer.learnt = sampler, recipe, learnt
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_run_callback(sampler, losses, progress=progress))
     return trainer
 
 
@@ -38,8 +57,7 @@ def _trainer_class() -> type:
     class StageTrainer(Trainer):
         """Trainer whose batches come from `self.sampler` and whose learning rates come from `self.recipe`.
 
-        Without LoRA, checkpoints hold the learnt weights only, under the model's own names: `save_pretrained` writes
-        LLaVA under other names, which the Trainer's own loading skips with a warning.
+        Checkpoints hold the learnt weights only, under the model's own names, whether the weights are sharded or not.
         """
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -58,27 +76,22 @@ def _trainer_class() -> type:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
 
         def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
-            model = self.accelerator.unwrap_model(self.model)
-            if hasattr(model, "peft_config"):
-                super()._save(output_dir, state_dict=state_dict)
-            elif self.args.should_save:
-                state = model.state_dict() if state_dict is None else state_dict
+            if self.args.should_save:
+                state = self.accelerator.unwrap_model(self.model).state_dict() if state_dict is None else state_dict
                 save_learnt({name: state[name] for name in self.learnt}, Path(output_dir or self.args.output_dir))
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            if self.is_fsdp_enabled or hasattr(self.model, "peft_config"):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-            else:
-                load_learnt(self.model if model is None else model, Path(resume_from_checkpoint), self.learnt)
+            """Nothing: `build_trainer` has read the weights, before anything wraps or shards the model."""
 
     return StageTrainer
 
 
-def _run_callback(sampler: Any, losses: Path) -> Any:
+def _run_callback(sampler: Any, losses: Path, *, progress: bool) -> Any:
+    from tqdm import tqdm  # not tqdm.auto: its widgets leave nothing in logs and exported pages
     from transformers import TrainerCallback
 
     class RunCallback(TrainerCallback):
-        """Writes the loss log and tells the sampler the epoch.
+        """Writes the loss log, moves the bar and tells the sampler the epoch.
 
         Accelerate does the latter, too, but not through the wrappers of a distributed run that is resumed.
         """
@@ -86,12 +99,23 @@ def _run_callback(sampler: Any, losses: Path) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
             if state.is_world_process_zero:
                 rewind(losses, state.global_step)
+            shown = progress and state.is_local_process_zero
+            options = {"initial": state.global_step, "unit": "step", "mininterval": 2.0, "disable": not shown}
+            self.bar = tqdm(total=state.max_steps, desc="training", **options)
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
             sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+            self.bar.update()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **unused: Any) -> None:
-            if state.is_world_process_zero and logs and "loss" in logs:
-                append_loss(losses, {"step": state.global_step, **logs})
+            if logs and "loss" in logs:
+                self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
+                if state.is_world_process_zero:
+                    append_loss(losses, {"step": state.global_step, **logs})
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+            self.bar.close()
 
     return RunCallback()
