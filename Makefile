@@ -5,6 +5,7 @@
 PYTHON ?=
 VENV ?= .venv
 PROFILE ?= embedded
+BENCH ?= capture
 ARGS ?=
 
 RUN := $(VENV)/bin/python
@@ -27,8 +28,8 @@ report: $(STAMP)  ## run the notebooks of PROFILE (default: embedded) -> reports
 test: $(STAMP)  ## run the tests
 	$(RUN) -m pytest $(ARGS)
 
-bench: $(STAMP)  ## time and memory of the attention capture against plain generation
-	$(RUN) benchmarks/bench_capture.py $(ARGS)
+bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation) or difflmm (against LLaVA)
+	$(RUN) benchmarks/bench_$(BENCH).py $(ARGS)
 
 embedded: $(STAMP)  ## train the embedded models again (a long run on a CPU)
 	$(RUN) -m core.embedded.train $(ARGS)

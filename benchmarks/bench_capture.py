@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,10 +22,11 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from measure import FRESH_MEMORY, MIB, peak_memory, synchronize  # noqa: E402
 
 VARIANTS = ("plain", "maps", "per_head", "eager")
-MIB = 2**20
 PROMPT = "Describe the image in detail."
 
 
@@ -116,14 +115,6 @@ def variant(name: str, directory: str, case: str, options: argparse.Namespace) -
     return {"plain": plain, "eager": eager}.get(name, maps)
 
 
-def synchronize(device: str) -> None:
-    """Wait for the device, where it runs on its own."""
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def times(case: str, directory: str, new_tokens: int, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of every run, wall and process CPU, and ratios to the plain run of the same round."""
     import torch
@@ -157,35 +148,11 @@ def times(case: str, directory: str, new_tokens: int, options: argparse.Namespac
     return {"visual_tokens": k, "max_difference_to_eager": difference, "rows": rows}
 
 
-def memory(case: str, name: str, directory: str, options: argparse.Namespace) -> dict[str, float]:
+def memory(case: str, name: str, directory: str, options: argparse.Namespace) -> dict[str, int]:
     """Idle and peak bytes of one run in this process, after a warm-up of one token."""
-    import torch
-
     run = variant(name, directory, case, options)
     run(1)
-    gc.collect()
-    if options.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        idle = torch.cuda.memory_allocated()
-        run(new_tokens_of(case, options))
-        return {"idle": idle, "peak": torch.cuda.max_memory_allocated()}
-    if not Path("/proc/self/clear_refs").exists():  # not Linux: the peak since the start of the process
-        run(new_tokens_of(case, options))
-        return {"idle": 0, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
-    idle = status("VmRSS")
-    run(new_tokens_of(case, options))
-    return {"idle": idle, "peak": status("VmHWM")}
-
-
-def status(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no field {field}")
+    return peak_memory(lambda: run(new_tokens_of(case, options)), options.device)
 
 
 def new_tokens_of(case: str, options: argparse.Namespace) -> int:
@@ -207,10 +174,10 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, Any]:
     return result | {"new_tokens": new_tokens_of(case, options)}
 
 
-def memory_of(case: str, name: str, directory: str, options: argparse.Namespace) -> dict[str, float]:
+def memory_of(case: str, name: str, directory: str, options: argparse.Namespace) -> dict[str, int]:
     """`memory` in a fresh process, where glibc returns freed tensors at once, so that the peak is what was needed."""
     command = [sys.executable, __file__, *forwarded(options), "--memory-of", case, name, directory]
-    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    settings = os.environ | FRESH_MEMORY
     finished = subprocess.run(command, check=True, capture_output=True, text=True, env=settings)
     return json.loads(finished.stdout.splitlines()[-1])
 
