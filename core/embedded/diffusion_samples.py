@@ -18,9 +18,9 @@ NOISE_STEPS = (100, 300, 600)
 
 
 def write_samples(
-    directory: Path, pixels: UInt8[Tensor, "n 3 H W"], captions: Sequence[str], file: Path, *, seed: int = 0
+    directory: Path, pixels: UInt8[Tensor, "n 3 H W"], captions: Sequence[str], folder: Path, *, seed: int = 0
 ) -> dict[str, float]:
-    """Draws the sheet for some scenes that were not trained on, one column each.
+    """Writes `samples.png` into `folder`: some scenes that were not trained on, one column each.
 
     From above: the picture; through the VAE and back; for each of `NOISE_STEPS` the noised latents and what one U-Net
     step takes for clean, both decoded; a picture painted for the caption from nothing (DDIM, 50 steps).
@@ -37,8 +37,8 @@ def write_samples(
         removed[f"removed_at_{step}"] = 1 - float((predicted - clean).square().mean() / (noisy - clean).square().mean())
         rows += [decode(vae, noisy), decode(vae, predicted)]
     rows.append(sample(directory, captions, seed=seed))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows).save(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet(rows).save(folder / "samples.png")
     return removed
 
 

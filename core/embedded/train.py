@@ -15,12 +15,13 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from core.embedded import autoencoder, diffusion, dino, experiments, lmm, reader, sam_training, two_stages, vision
 from core.embedded.cards import write_cards
 from core.embedded.diffusion_samples import write_samples
-from core.embedded.pictures import training_scenes
+from core.embedded.pictures import render, training_scenes
 from core.embedded.two_stages import TrainingData, run_stage
 from core.embedded.variants import TABLE5, Parts
 from core.errors import GroundingError
@@ -100,9 +101,9 @@ def _train_diffusion(work: Path, workers: int) -> None:
     latents = experiments.scaled_latents(folder / "vae", pixels)
     captions = [caption for caption, _ in texts]
     diffusion.train_diffusion(diffusion.DiffusionRecipe(), latents, captions, folder)
-    log.info(
-        "U-Net: share of the noise removed: %s", write_samples(folder, pixels[-8:], captions[-8:], work / "samples.png")
-    )
+    shown = [render(index, split="val", side=pixels.shape[-1], seed=0) for index in range(8)]
+    removed = write_samples(folder, torch.tensor(np.stack([one[0] for one in shown])), [one[2] for one in shown], work)
+    log.info("U-Net: share of the noise removed in one step: %s", removed)
 
 
 def _train_variants(options: argparse.Namespace) -> None:
