@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_family import tiny_data
 
 from analysis.encoder_figures import plot_noise_and_blocks, plot_variant_curves, plot_variant_losses
 from analysis.encoder_losses import load_stage_losses
@@ -35,7 +36,6 @@ from core.embedded.experiments import record, run_folder, run_stage_one
 from core.embedded.two_stages import StageRecipe
 from core.embedded.variants import TABLE5, TABLE6
 from core.errors import GroundingError
-from tests.tiny_family import tiny_data
 
 RECIPE = {"stage": 1, "scenes": 100, "epochs": 1.0, "batch": 4, "learning_rate": 2e-3}
 HELD = {  # held-out losses by seed; the training losses below are 0.1 lower

@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {"torch": "pytorch"}  # name in pyproject.toml -> name on conda-forge, where they differ
 CONDA_ONLY = {"python", "pip", "openjdk", "spacy-model-en-core-web-lg"}  # not Python packages of the index, or data
-OWN = {"core", "analysis", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+OWN = {"core", "analysis", *(path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).glob("*.py"))}
 
 
 def split_requirement(requirement: str) -> tuple[str, str]:

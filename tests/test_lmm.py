@@ -338,7 +338,7 @@ def test_the_embedded_model_goes_by_name(checkpoints, monkeypatch, name):
 
 
 def test_loading_what_is_not_there(tmp_path):
-    with pytest.raises(GroundingError, match=r"none' does not exist; give a directory, a hub id or 'embedded'"):
+    with pytest.raises(GroundingError, match=r"none' does not exist; give a directory, a hub id or one of embedded,"):
         load_lmm(tmp_path / "none")
     with pytest.raises(GroundingError, match=r"has no config\.json"):
         load_lmm(tmp_path)

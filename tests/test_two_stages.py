@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_family import tiny_data
 
 from core.embedded import two_stages
 from core.embedded.experiments import planned_runs, record, run_folder, run_stage_one
@@ -18,7 +19,6 @@ from core.errors import GroundingError
 from core.lmm import load_lmm
 from core.training.loss_log import read_losses
 from core.training.templates import IGNORE
-from tests.tiny_family import tiny_data
 
 ONE, TWO = StageRecipe(1, scenes=16, batch=4), StageRecipe(2, scenes=16, batch=4, learning_rate=1e-3)
 

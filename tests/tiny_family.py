@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tiny_diffusion import livelier, tiny_diffusion
 
 from core.embedded.feature_cache import FeatureCache
 from core.embedded.pictures import training_scenes
@@ -12,7 +13,6 @@ from core.embedded.reader import ReaderRecipe, build_reader
 from core.embedded.tokenizer import train_tokenizer
 from core.embedded.two_stages import TrainingData
 from core.embedded.variants import Parts
-from tests.tiny_diffusion import livelier, tiny_diffusion
 
 SCENES = 24
 
