@@ -105,20 +105,14 @@ def recipe_of(stage: int, options: argparse.Namespace) -> Recipe:
 
 
 def prepared(model: Any, recipe: Recipe, options: argparse.Namespace) -> Any:
-    """The model ready for a stage, with or without gradient checkpointing as the Trainer switches it on.
-
-    A tower in which nothing learns runs without gradients, as in LLaVA's code: with checkpointing, transformers makes
-    the output of its patch embedding require them, and would compute a frozen CLIP again and differentiate it.
-    """
-    network, tower = prepare_stage(model, recipe).train(), model.model.vision_tower
+    """The model ready for a stage, with or without gradient checkpointing as the Trainer switches it on."""
+    network = prepare_stage(model, recipe).train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers 5.23 has another name for it, 5.17 has not
         if options.gradient_checkpointing:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             network.gradient_checkpointing_disable()
-    if not any(weight.requires_grad for weight in tower.parameters()):
-        tower.forward = torch.no_grad()(tower.forward)
     return network
 
 

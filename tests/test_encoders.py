@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from tiny_diffusion import tiny_diffusion, tiny_tower
-from tiny_models import LLAVA_CHAT, _llama, llama_tokenizer
+from tiny_models import LLAVA_CHAT, _llama, checkpointed, llama_tokenizer
 from torch.nn.functional import gelu, interpolate, linear
 
 from core import load_lmm
@@ -228,7 +228,7 @@ def test_each_option_changes_exactly_its_own_part(build, difflmm, pixels):
 def test_only_what_learns_moves(build, pixels, checkpointing):
     model = build().train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpointed(model)
     for part in (model.vae, model.unet, model.clip):
         assert not any(module.training for module in part.modules())
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -246,7 +246,7 @@ def test_checkpointing_gives_the_same_gradients(build, pixels):
     for checkpointing in (False, True):
         model = build().train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpointed(model)
         model(pixels).last_hidden_state[..., :32].square().mean().backward()
         gradients.append(model.captioner.linear_1.weight.grad)
     assert gradients[0].abs().max() > 0
@@ -489,7 +489,7 @@ def test_lora_on_the_language_model_with_the_learnable_visual_parts(llava):
     tuned = get_peft_model(
         model, LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=parts)
     ).train()
-    tuned.gradient_checkpointing_enable()
+    checkpointed(tuned)
     tuned.enable_input_require_grads()
     before = {name: weight.detach().clone() for name, weight in tuned.named_parameters()}
     ids = torch.tensor([[1, *[model.config.image_token_id] * 16, 40, 41, 42]])

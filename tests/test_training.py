@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from tiny_diffusion import tiny_diffusion, tiny_tower
-from tiny_models import LLAVA_CHAT, _llama, llama_tokenizer, tiny_llava
+from tiny_models import LLAVA_CHAT, _llama, checkpointed, llama_tokenizer, tiny_llava
 
 from core.errors import GroundingError
 from core.images import pad_to_square
@@ -385,6 +385,28 @@ def test_merged_lora_equals_unmerged(models, data, name):
     torch.testing.assert_close(merged, unmerged, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llava", "difflmm"])
+def test_a_tower_in_which_nothing_learns_keeps_no_graph(models, data, name):
+    """With gradient checkpointing transformers would differentiate a frozen CLIP in every step."""
+    from core.checkpoints import load_checkpoint
+    from core.training.stages import prepare_stage
+
+    model, processor = load_checkpoint(models[name], device="cpu")
+    for _ in range(2):  # the second stage goes on from the first
+        model = prepare_stage(model, stage_recipe(1)).train()
+    checkpointed(model)
+    seen = []
+    model.model.vision_tower.register_forward_hook(lambda tower, given, out: seen.append(out.last_hidden_state))
+    dataset = ConversationData(read_samples(data), processor, template="plain")
+    batch = make_collator(dataset, model.config.image_token_id)([dataset[0], dataset[2]])
+    model(**batch, use_cache=False).loss.backward()
+    assert [hidden.requires_grad for hidden in seen] == [name == "difflmm"]
+    assert model.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
+    with pytest.raises((AttributeError, TypeError)):
+        model.model.vision_tower(pixel_values=None)
+    assert torch.is_grad_enabled()
+
+
 def test_every_part_has_its_learning_rate(models):
     from core.checkpoints import load_checkpoint
     from core.training.stages import parameter_groups, prepare_stage
@@ -562,9 +584,7 @@ def test_costs_are_those_of_a_real_step(models, name, stage, checkpointing):
     assert step_costs(structure, **counted) == (picture, text)
     model = prepare_stage(load_checkpoint(models[name], device="cpu")[0], recipe)
     if checkpointing:
-        plain = model.get_base_model() if stage == 2 else model
-        enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpointed(model.get_base_model() if stage == 2 else model)
     ids = torch.full((1, 60), 300)
     ids[0, 1 : 1 + visual] = model.config.image_token_id
     batch = {"input_ids": ids, "labels": ids, "pixel_values": blank[None]}

@@ -226,3 +226,9 @@ def _save(model_class: Any, config: Any, processor: Any, directory: Path, seed: 
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+def checkpointed(model):
+    """Gradient checkpointing by its new name where transformers has it, else by the old one."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -58,6 +58,14 @@ def answer_questions(
     if [other.category for other in objects].count(thing.category) == 1:
         pairs.append((f"What color is the {thing.category}?", f"The {thing.category} is {thing.colour}."))
     return tuple(pairs)
+
+
+def spoken(texts: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> list[str]:
+    """Every text there is, for a tokenizer: the captions, questions and answers of (caption, turns) and the prompt."""
+    return [
+        *(text for caption, turns in texts for text in (caption, *(part for turn in turns for part in turn))),
+        DESCRIBE,
+    ]
 
 
 def _article(words: str) -> str:

@@ -5,22 +5,20 @@ Text is the only supervision: next-token cross-entropy on the answers' tokens. N
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from core.embedded.captions import DESCRIBE
+from core.embedded.captions import DESCRIBE, spoken
+from core.embedded.fitting import Fit, fit
 from core.embedded.pictures import normalise, training_scenes
 from core.embedded.tokenizer import IMAGE, build_processor, train_tokenizer
-from core.embedded.vision import warm_cosine
 
-log = logging.getLogger(__name__)
 IGNORE = -100  # label of the tokens that carry no loss
 
 
@@ -50,13 +48,11 @@ class Conversation:
     labels: Int[Tensor, " s"]
 
 
-def build_llava(recipe: LmmRecipe, encoder, tokenizer):
-    """`LlavaForConditionalGeneration` around a trained `CLIPVisionModel`; everything else has random weights."""
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+def llama_config(recipe: Any, tokenizer: Any) -> Any:
+    """The `LlamaConfig` of a recipe with width, layers, heads and mlp."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(recipe.seed)
-    encoder.config.name_or_path = ""  # the shipped configuration names no folder of the machine it was made on
-    text = LlamaConfig(
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.width,
         intermediate_size=recipe.mlp,
@@ -68,9 +64,17 @@ def build_llava(recipe: LmmRecipe, encoder, tokenizer):
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def build_llava(recipe: LmmRecipe, encoder, tokenizer):
+    """`LlavaForConditionalGeneration` around a trained `CLIPVisionModel`; everything else has random weights."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(recipe.seed)
+    encoder.config.name_or_path = ""  # the shipped configuration names no folder of the machine it was made on
     config = LlavaConfig(
         vision_config=encoder.config,
-        text_config=text,
+        text_config=llama_config(recipe, tokenizer),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         vision_feature_layer=recipe.feature_layer,
         vision_feature_select_strategy="default",
@@ -97,8 +101,7 @@ def train(recipe: LmmRecipe, vision: Path, output: Path, *, workers: int = 1):
     pixels, _, texts = training_scenes(
         recipe.scenes, side=side, seed=recipe.seed, cache=vision.parent / "scenes.pt", workers=workers
     )
-    said = [text for caption, turns in texts[:4000] for text in (caption, *(part for turn in turns for part in turn))]
-    tokenizer = train_tokenizer([*said, DESCRIBE], size=recipe.vocabulary)
+    tokenizer = train_tokenizer(spoken(texts[:4000]), size=recipe.vocabulary)
     model = build_llava(recipe, encoder, tokenizer)
     features = cache_features(encoder, pixels, recipe.feature_layer)
     build_processor(tokenizer, encoder.config).save_pretrained(output)
@@ -161,60 +164,24 @@ def _pad(rows: list[Tensor], value: int) -> Int[Tensor, "b s"]:
 
 
 def _fit(model, tokenizer, features: Tensor, texts: list, recipe: LmmRecipe, output: Path) -> None:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warm_cosine, steps=recipe.steps))
-    state_file = output / "training_state.tmp.pt"
-    start = _resume(state_file, model, optimiser, schedule)
-    model.train()
-    implementation = model.config.text_config._attn_implementation
-    model.set_attn_implementation({"text_config": "eager"})  # on a CPU faster in training at such short lengths
-    running = None
-    for step in range(start, recipe.steps):
+    def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
         chosen = rng.integers(len(texts), size=recipe.batch)
         described = rng.random() < 0.75  # one kind a batch, so that little is padded
         batch = [
             conversation(tokenizer, *texts[number], features.shape[1], rng, described=described) for number in chosen
         ]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = answer_loss(model, batch, features[torch.from_numpy(chosen)].float())
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 49:
-            log.info("LLaVA: step %d of %d, loss %.4f", step + 1, recipe.steps, running)
-        if (step + 1) % recipe.save_every == 0:
-            model.save_pretrained(output)
-            torch.save(
-                {
-                    "step": step + 1,
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "schedule": schedule.state_dict(),
-                },
-                state_file,
-            )
+        return answer_loss(model, batch, features[torch.from_numpy(chosen)].float())
+
+    model.train()
+    implementation = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": "eager"})  # on a CPU faster in training at such short lengths
+    fit(
+        "LLaVA",
+        {"model": model},
+        loss,
+        Fit(recipe.steps, recipe.learning_rate, mixed=True),
+        state=output / "training_state.tmp.pt",
+        save_every=recipe.save_every,
+    )
     model.set_attn_implementation({"text_config": implementation})
-    state_file.unlink(missing_ok=True)
-
-
-def _save_state(state_file: Path, *, step: int, **parts) -> None:
-    partial_file = state_file.with_suffix(".partial")
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial_file)
-    partial_file.replace(state_file)
-
-
-def _resume(state_file: Path, model, optimiser, schedule) -> int:
-    """Loads a killed run's state if there is one; the number of steps it had done."""
-    if not state_file.is_file():
-        return 0
-    state = torch.load(state_file, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    log.info("LLaVA: going on from step %d", state["step"])
-    return state["step"]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.embedded.captions import DESCRIBE
+from core.embedded.captions import DESCRIBE, spoken
 from core.embedded.fitting import Fit, fit
+from core.embedded.lmm import llama_config
 from core.embedded.pictures import PAIRS, TAGS
 from core.embedded.tokenizer import train_tokenizer
 from core.training.templates import IGNORE
@@ -42,23 +43,10 @@ class ReaderRecipe:
 
 def build_reader(recipe: ReaderRecipe, tokenizer: Any) -> Any:
     """A `LlamaForCausalLM` of the recipe's size with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=recipe.width,
-            intermediate_size=recipe.mlp,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.heads,
-            max_position_embeddings=1024,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return LlamaForCausalLM(llama_config(recipe, tokenizer))
 
 
 def train_reader(recipe: ReaderRecipe, tags: Sequence[Sequence[int]], texts: Sequence[tuple], output: Path) -> Any:
@@ -68,8 +56,7 @@ def train_reader(recipe: ReaderRecipe, tags: Sequence[Sequence[int]], texts: Seq
         tags: of each scene, positions in `core.embedded.pictures.TAGS`.
         texts: of each scene (caption, ((question, answer)...)).
     """
-    said = [text for caption, turns in texts[:4000] for text in (caption, *(part for turn in turns for part in turn))]
-    tokenizer = train_tokenizer([*said, DESCRIBE], size=recipe.vocabulary)
+    tokenizer = train_tokenizer(spoken(texts[:4000]), size=recipe.vocabulary)
     model = build_reader(recipe, tokenizer)
     model.set_attn_implementation("eager")  # on a CPU faster in training at such short lengths
 

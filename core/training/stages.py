@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
+import torch
 from torch import nn
 
 from core.errors import GroundingError
@@ -43,6 +44,8 @@ def visual_parts(model: nn.Module) -> list[str]:
 def prepare_stage(model: nn.Module, recipe: Recipe) -> Any:
     """The model with the right parts trainable (float32) and everything else frozen, in place.
 
+    A vision tower in which nothing learns runs without gradients from then on.
+
     Returns:
         The model itself without LoRA; with it a `PeftModel` with LoRA on all linear layers of the language model. The
         visual parts learn in place: PEFT's `modules_to_save` would gather their shards on one process only.
@@ -53,6 +56,7 @@ def prepare_stage(model: nn.Module, recipe: Recipe) -> Any:
     Source: paper section 4.1: VAE, U-Net and CLIP frozen; projector, implicit captioner and PE learn in both stages.
     """
     visual = [model.get_submodule(name) for name in visual_parts(model)]
+    tower = model.get_submodule(TOWER)
     model.requires_grad_(False)
     if recipe.lora_rank:
         from peft import LoraConfig, get_peft_model
@@ -73,7 +77,28 @@ def prepare_stage(model: nn.Module, recipe: Recipe) -> Any:
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    if not any(weight.requires_grad for weight in tower.parameters()):
+        _run_without_gradients(tower)
     return model
+
+
+def _run_without_gradients(tower: nn.Module) -> None:
+    """A tower in which nothing learns keeps no graph, as in LLaVA's code.
+
+    With gradient checkpointing, transformers makes the output of CLIP's patch embedding require a gradient; a frozen
+    CLIP would be computed twice and differentiated in every step.
+    """
+    enabled: list[bool] = []
+
+    def stop(*_: Any) -> None:
+        enabled.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def go_on(*_: Any) -> None:
+        torch.set_grad_enabled(enabled.pop())
+
+    tower.register_forward_pre_hook(stop)
+    tower.register_forward_hook(go_on, always_call=True, prepend=True)  # prepared twice: last in, first out
 
 
 def finished_model(model: nn.Module) -> Any:
