@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -297,6 +298,18 @@ def test_round_trip_keeps_the_empty_text(build, pixels, tmp_path):
     loaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(loaded.empty_text, model.empty_text) and model.empty_text.abs().max() > 0
     torch.testing.assert_close(features(loaded, pixels), features(model, pixels), atol=1e-6, rtol=1e-6)
+
+
+def test_without_clip_no_configuration_of_it_is_left(build, pixels, tmp_path, caplog, monkeypatch):
+    model = build(implicit_captioner=False, concat_clip=False)
+    assert model.config.clip_config is None
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        again.set_attn_implementation("eager")
+    assert not caplog.records
+    torch.testing.assert_close(features(again, pixels), features(model, pixels))
 
 
 @pytest.mark.parametrize(

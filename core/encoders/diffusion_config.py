@@ -52,7 +52,7 @@ class DiffusionVisionConfig(PreTrainedConfig):
     Fields:
         vae_config, unet_config, scheduler_config: diffusers' configurations of AutoencoderKL, UNet2DConditionModel and
             DDIMScheduler.
-        clip_config: transformers' CLIPVisionConfig; needed with implicit_captioner or concat_clip.
+        clip_config: transformers' CLIPVisionConfig; None without implicit_captioner and concat_clip.
         noise_step: step of the one noising, 0 to the scheduler's last (paper: 100).
         up_block: up block whose output is taken, counted from 1 as in the paper (paper: 2).
         implicit_captioner: CLIP features through an MLP condition the U-Net; else the empty text's embedding does.
@@ -101,7 +101,9 @@ class DiffusionVisionConfig(PreTrainedConfig):
         self.vae_config = dict(SD15_VAE) if self.vae_config is None else dict(self.vae_config)
         self.unet_config = dict(SD15_UNET) if self.unet_config is None else dict(self.unet_config)
         self.scheduler_config = dict(SD15_SCHEDULER) if self.scheduler_config is None else dict(self.scheduler_config)
-        if self.clip_config is None:
+        if not self.uses_clip:
+            self.clip_config = None  # transformers would look for the model of this part
+        elif self.clip_config is None:
             self.clip_config = dict(CLIP_L_336)
         if isinstance(self.clip_config, dict):
             given = {key: value for key, value in self.clip_config.items() if key != "model_type"}
