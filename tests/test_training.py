@@ -660,6 +660,31 @@ def test_what_a_sharded_run_leaves_is_merged(runs, stage, tmp_path):
     assert all(torch.equal(merged[key], wanted[key]) for key in wanted)
 
 
+def test_weights_that_zero3_cut_are_left_to_deepspeed(models, runs):
+    """Seen under DeepSpeed: cut weights are empty where the model reads a checkpoint, and all learn in one dtype."""
+    from safetensors.torch import load_file
+
+    from core.checkpoints import load_checkpoint
+    from core.training.export import load_learnt
+    from core.training.stages import prepare_stage
+
+    model, _ = load_checkpoint(models["difflmm"], device="cpu")
+    for weight in model.parameters():
+        weight.ds_id, weight.ds_tensor, weight.data = 0, weight.data.bfloat16(), torch.empty(0, dtype=torch.bfloat16)
+    _, recipe, result = runs["difflmm", 2]
+    tuned = prepare_stage(model, recipe)
+    learnt = {name: weight for name, weight in tuned.named_parameters() if weight.requires_grad}
+    assert {weight.dtype for weight in learnt.values()} == {torch.bfloat16}
+    checkpoint = Path(last_checkpoint(result.parent))
+    load_learnt(tuned, checkpoint, list(learnt))
+    stored = load_file(checkpoint / "model.safetensors")
+    for name, weight in learnt.items():
+        if "lora_" in name:
+            torch.testing.assert_close(weight.detach(), stored[name].bfloat16())
+        else:
+            assert not weight.numel()
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2", "zero3"])
 def test_cluster_configurations_are_accelerates(name):
     from accelerate.commands.config.config_args import load_config_from_file

@@ -30,7 +30,8 @@ def save_learnt(weights: dict[str, Tensor], directory: Path) -> None:
 
 
 def load_learnt(model: nn.Module, directory: Path, names: list[str]) -> None:
-    """Read learnt weights into the model, in place.
+    """Read learnt weights into the model, in place, but for those that DeepSpeed's ZeRO-3 has already cut into pieces:
+    its own checkpoint holds them.
 
     Args:
         names: of the weights that the model learns.
@@ -46,7 +47,8 @@ def load_learnt(model: nn.Module, directory: Path, names: list[str]) -> None:
             f"{str(directory / LEARNT)!r} holds {', '.join(sorted(weights)[:3])}..., which are not what this model "
             "learns; go on with the model and the stage that the run began with"
         )
-    model.load_state_dict(weights, strict=False)
+    cut = {name for name, weight in model.named_parameters() if hasattr(weight, "ds_id")}
+    model.load_state_dict({name: weight for name, weight in weights.items() if name not in cut}, strict=False)
 
 
 def save_result(trainer: Any, processor: Any, output: Path) -> Path:

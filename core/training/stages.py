@@ -74,12 +74,22 @@ def prepare_stage(model: nn.Module, recipe: Recipe) -> Any:
             model = get_peft_model(model, config)
     for part in visual:
         part.requires_grad_(True)
+    dtype = _learning_dtype(model)
     for weight in model.parameters():
         if weight.requires_grad:
-            weight.data = weight.data.float()
+            weight.data = weight.data.to(dtype)
     if not any(weight.requires_grad for weight in tower.parameters()):
         _run_without_gradients(tower)
     return model
+
+
+def _learning_dtype(model: nn.Module) -> torch.dtype:
+    """float32; where DeepSpeed's ZeRO-3 cut the weights into pieces as they were read, the pieces' dtype for all, as it
+    gathers them in one buffer. Its optimiser keeps float32 copies.
+    """
+    return next(
+        (weight.ds_tensor.dtype for weight in model.parameters() if hasattr(weight, "ds_tensor")), torch.float32
+    )
 
 
 def _run_without_gradients(tower: nn.Module) -> None:
