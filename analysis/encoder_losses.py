@@ -69,7 +69,7 @@ def load_stage_losses(source: str | Path = "", *, stage: int = 1) -> StageLosses
     Raises:
         GroundingError: nothing there, no finished run of the stage, runs of several recipes, or a broken record.
     """
-    record, name = _read(source)
+    record, name = read_record(source)
     runs = [run for run in record["runs"] if run["recipe"]["stage"] == stage]
     if not runs:
         raise GroundingError(f"{name} holds no finished run of stage {stage}; `make embedded` trains the variants")
@@ -88,8 +88,12 @@ def load_stage_losses(source: str | Path = "", *, stage: int = 1) -> StageLosses
     return StageLosses(pd.DataFrame(rows), pd.concat(curves, ignore_index=True), recipe, versions)
 
 
-def _read(source: str | Path) -> tuple[dict[str, Any], str]:
-    """The record and what to call it in messages."""
+def read_record(source: str | Path) -> tuple[dict[str, Any], str]:
+    """The record of a source (see `load_stage_losses`) and what to call it in messages.
+
+    Raises:
+        GroundingError: nothing there, or a broken record.
+    """
     from core.embedded.experiments import RECORD, gather
 
     path = Path(source) if str(source) else RECORD

@@ -197,7 +197,7 @@ def test_one_command_trains_measures_and_does_not_repeat_what_is_finished(tmp_pa
 
 def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path, monkeypatch):
     """The whole of DiffLMM's side at a size of seconds: parts, both stages, what is shipped, the recorded losses."""
-    from core.embedded import autoencoder, diffusion, dino, experiments, reader, two_stages
+    from core.embedded import autoencoder, diffusion, dino, experiments, probes, reader, two_stages
     from core.embedded.two_stages import StageRecipe
     from core.embedded.variants import TABLE5, TABLE6
 
@@ -207,6 +207,7 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
         (diffusion, "DiffusionRecipe", {"channels": (16, 16, 16, 16), "text_width": 16, "steps": 2, "batch": 2}),
         (dino, "DinoRecipe", {"steps": 2, "window_steps": 1, "batch": 2, "window_batch": 2, "layers": 1, "scenes": 16}),
         (reader, "ReaderRecipe", {"width": 16, "layers": 1, "heads": 2, "mlp": 16, "steps": 2, "batch": 2}),
+        (probes, "ProbeRecipe", {"scenes": 8, "steps": 2, "batch": 4}),
     ):
         monkeypatch.setattr(module, name, partial(getattr(module, name), **changes))
     monkeypatch.setattr(experiments, "SCENES", 16)
@@ -219,6 +220,7 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     content = json.loads(losses.read_text())
     stages = [{run["variant"] for run in content["runs"] if run["recipe"]["stage"] == stage} for stage in (1, 2)]
     assert stages == [{variant.name for variant in TABLE5 + TABLE6}, {variant.name for variant in TABLE5}]
+    assert [row["variant"] for row in content["probes"]] == probes.probed_variants()
     assert (work / "samples.png").is_file()
     for name in ("llava_two_stages", "difflmm"):
         assert str(tmp_path) not in (weights / name / "config.json").read_text()

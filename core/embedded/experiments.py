@@ -19,6 +19,7 @@ from core.embedded import two_stages
 from core.embedded.autoencoder import encode_all
 from core.embedded.feature_cache import FeatureCache
 from core.embedded.pictures import training_scenes
+from core.embedded.probes import read_probes
 from core.embedded.two_stages import StageRecipe, TrainingData, run_stage
 from core.embedded.variants import TABLE5, TABLE6, Parts
 from core.errors import GroundingError
@@ -87,7 +88,7 @@ def planned_runs(*, seeds5: int = 3, seeds6: int = 3) -> list[tuple[str, int]]:
 
 
 def record(work: Path, file: Path = RECORD, *, stages: tuple[int, ...] = (1, 2)) -> Path:
-    """Gathers the losses of all finished runs under `work` into one JSON file.
+    """Gathers the losses of all finished runs and the probes under `work` into one JSON file.
 
     Raises:
         GroundingError: there is no finished run.
@@ -99,7 +100,7 @@ def record(work: Path, file: Path = RECORD, *, stages: tuple[int, ...] = (1, 2))
 
 
 def gather(work: Path, *, stages: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
-    """What `record` writes: the finished runs under `work` and what they were computed with.
+    """What `record` writes: the finished runs and probes under `work` and what they were computed with.
 
     Raises:
         GroundingError: there is no finished run.
@@ -108,7 +109,8 @@ def gather(work: Path, *, stages: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
     runs = [run for run in runs if run["recipe"]["stage"] in stages]
     if not runs:
         raise GroundingError(f"no finished run under {str(work)!r}; `make embedded` trains the variants")
-    return {"runs": runs, "loss_bin": BIN, **environment(), "variants": {v.name: asdict(v) for v in TABLE5 + TABLE6}}
+    variants = {variant.name: asdict(variant) for variant in TABLE5 + TABLE6}
+    return {"runs": runs, "loss_bin": BIN, **environment(), "variants": variants, "probes": read_probes(work)}
 
 
 def environment() -> dict[str, Any]:

@@ -18,7 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.embedded import autoencoder, diffusion, dino, experiments, lmm, reader, sam_training, two_stages, vision
+from core.embedded import (
+    autoencoder,
+    diffusion,
+    dino,
+    experiments,
+    lmm,
+    probes,
+    reader,
+    sam_training,
+    two_stages,
+    vision,
+)
 from core.embedded.cards import write_cards
 from core.embedded.diffusion_samples import write_samples
 from core.embedded.pictures import render, training_scenes
@@ -107,11 +118,12 @@ def _train_diffusion(work: Path, workers: int) -> None:
 
 
 def _train_variants(options: argparse.Namespace) -> None:
-    """Stage 1 of every variant and seed, stage 2 of Table 5's variants with the first seed; then the record."""
+    """Stage 1 of every variant and seed, stage 2 of Table 5's variants with the first seed, probes; the record."""
     work, data = options.work, family_data(options.work, workers=options.workers)
     experiments.run_stage_one(work, data, experiments.planned_runs(seeds5=options.seeds, seeds6=options.seeds))
     for variant in TABLE5:
         _second_stage(work, data, variant.name)
+    probes.run_probes(work, data, _scenes(work, options.workers)[1])
     experiments.record(work, options.record)
 
 

@@ -1,0 +1,86 @@
+"""Linear probes of the frozen features: the measure by hand, words that are planted, a run that is kept, its table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_family import SCENES, tiny_data
+
+from analysis.encoder_probes import probe_provenance, probe_table
+from core.embedded.pictures import TAGS, multi_hot, training_scenes
+from core.embedded.probes import WORDS, ProbeRecipe, average_precision, probe, probed_variants, run_probes
+
+QUICK = ProbeRecipe(scenes=16, steps=3, batch=4)
+
+
+def test_average_precision_is_the_mean_of_the_precision_at_the_hits():
+    scores = torch.tensor([0.1, 0.9, 0.5, 0.7])
+    assert average_precision(scores, torch.tensor([0.0, 1.0, 1.0, 0.0])) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(-scores, torch.tensor([0.0, 1.0, 0.0, 0.0])) == pytest.approx(1 / 4)
+
+
+def test_words_in_a_single_cell_are_read_and_absent_ones_are_not(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    red, star = TAGS.index("red"), TAGS.index("star")
+    words = torch.zeros(600, len(TAGS))
+    for kind in WORDS.values():  # every word somewhere, so that each has a precision
+        for name in kind:
+            words[torch.randperm(600, generator=generator)[:120], TAGS.index(name)] = 1
+    features = torch.randn(600, 9, 6, generator=generator)
+    cells = torch.randint(9, (600,), generator=generator)
+    features[torch.arange(600), cells, 2] += 8 * words[:, red]
+    recipe = ProbeRecipe(steps=300, batch=64)
+    found = probe(features[:400], words[:400], features[400:], words[400:], recipe, state=tmp_path / "state.tmp.pt")
+    assert found["chance"]["colour"] == pytest.approx(0.2, abs=0.05)
+    colours = len(WORDS["colour"])
+    planted = found["mean_average_precision"]["colour"] * colours - found["chance"]["colour"] * (colours - 1)
+    assert planted > 0.85  # red is found, the other colours are at chance
+    assert abs(found["mean_average_precision"]["category"] - found["chance"]["category"]) < 0.1
+    assert words[:, star].any() and not (tmp_path / "state.tmp.pt").exists()
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family")
+    data = tiny_data(folder)
+    _, tags, _ = training_scenes(SCENES, side=160, seed=0, cache=folder / "scenes.pt")
+    return data, tags
+
+
+def test_probes_are_kept_and_repeated_for_another_recipe_only(family, tmp_path):
+    data, tags = family
+    file = run_probes(tmp_path, data, tags, ["clip"], recipe=QUICK)
+    before = json.loads(file.read_text())
+    run_probes(tmp_path, data, tags, ["clip", "sd_b3", "clip_dino"], recipe=QUICK)
+    rows = json.loads(file.read_text())
+    assert rows[:1] == before and [row["variant"] for row in rows] == ["clip", "sd_b3", "clip_dino"]
+    assert rows[0]["held_out_scenes"] == len(data.held_out) == 8
+    wanted = multi_hot([tags[number] for number in data.held_out])
+    share = wanted[:, [TAGS.index(name) for name in WORDS["ground"]]]
+    assert rows[0]["chance"]["ground"] == pytest.approx(share[:, share.any(0)].mean().item(), abs=1e-4)
+    run_probes(tmp_path, data, tags, ["clip"], recipe=replace(QUICK, steps=4))
+    assert [row["recipe"]["steps"] for row in json.loads(file.read_text())] == [4]
+
+
+def test_the_table_has_a_row_for_every_frozen_encoder_and_one_for_chance(tmp_path):
+    row = {"recipe": {"scenes": 16}, "held_out_scenes": 8, "chance": {"colour": 0.25}}
+    probes = [{**row, "variant": "sd", "mean_average_precision": {"colour": 0.5}}]
+    source = tmp_path / "losses.json"
+    source.write_text(json.dumps({"runs": [], "loss_bin": 10, "probes": probes}))
+    table = probe_table(source, 5).set_index("label")
+    assert table.index.tolist() == ["LLaVA, CLIP", "LLaVA, DINO", "LLaVA, CLIP + DINO", "DiffLMM, SD", "chance"]
+    assert table.loc["DiffLMM, SD", "colour"] == 50 and table.loc["chance", "colour"] == 25
+    assert table.loc["LLaVA, CLIP"].isna().all() and "scenes=16" in probe_provenance(source).describe()
+    assert len(probe_table(source, 6)) == 7 + 1
+    source.write_text(json.dumps({"runs": [], "loss_bin": 10}))
+    assert probe_table(source, 5).drop(columns="label").isna().all(axis=None)
+    assert "none were run" in probe_provenance(source).describe()
+
+
+def test_shipped_record_holds_every_probe():
+    for number in (5, 6):
+        assert probe_table("", number).notna().all(axis=None)
+    assert set(probed_variants()) >= {"clip", "dino", "sd", "sd_t0", "sd_b4"}
