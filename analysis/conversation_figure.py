@@ -127,5 +127,11 @@ def _plot_object_map(
     every = [map_on_grid(grounding, each)[0] for each in objects]
     norm = shared_norm([value.clip(0) for value in every])
     plot_map_on_image(image, values, view, norm=norm, point=objects[position].point, ax=ax)
-    name = grounding.phrases[objects[position].phrases[0]].text
+    name = _cut(grounding.phrases[objects[position].phrases[0]].text, ax)
     ax.set_title(name, fontsize=8, pad=3, backgroundcolor=tint(objects[position].colour, 0.5), parse_math=False)
+
+
+def _cut(name: str, ax: Axes) -> str:
+    """The name as far as it fits above the axes at 8 points."""
+    room = int(ax.get_position().width * ax.get_figure().get_figwidth() * 72 / (0.58 * 8))
+    return name if len(name) <= room else name[: room - 1].rstrip() + "…"

@@ -152,7 +152,8 @@ def _group(heading: str, kind: str, frame: pd.DataFrame, columns: list[str], dec
 
 def _row(kind: str, row: pd.Series, columns: list[str], decimals: int = 1) -> str:
     cells = "".join(
-        f'<td class="{_kind(row.get(name), name)}">{_cell(row.get(name), decimals)}</td>' for name in columns
+        f'<td class="{_kind(row.get(name), name)}"{_whole(row.get(name))}>{_cell(row.get(name), decimals)}</td>'
+        for name in columns
     )
     return f'<tr class="{kind}">{cells}</tr>'
 
@@ -167,6 +168,11 @@ def _cell(value: Any, decimals: int) -> str:
 
 def _kind(value: Any, column: str) -> str:
     return "text" if isinstance(value, str) and not column.endswith((INTERVAL, RANGE)) else ""
+
+
+def _whole(value: Any) -> str:
+    """Short words stay on one line."""
+    return ' style="white-space: nowrap"' if isinstance(value, str) and len(value) <= 32 else ""
 
 
 def _quoted(value: Any) -> str:

@@ -167,11 +167,17 @@ class TrainingSettings:
         parts = [part for part in (self.language_model, self.clip, self.diffusion) if part]
         return " + ".join(parts) if self.language_model else self.model
 
-    def provenance(self, stage: int, samples: int) -> Provenance:
-        """What made a stage's table: start, data, recipe."""
-        data = self.pretraining if stage == 1 else self.tuning
-        name = Path(data).stem or f"embedded scenes (train, seed {self.seed})"
-        return Provenance(self.model_name(), name, samples, {"stage": stage, **asdict(self.recipe(stage))})
+    def provenance(self, samples: int) -> Provenance:
+        """What made a table of the chosen stages: start, data, recipes."""
+        files = dict.fromkeys((self.pretraining, self.tuning)[stage - 1] for stage in self.chosen)
+        data = ", ".join(Path(file).stem or f"embedded scenes (train, seed {self.seed})" for file in files)
+        recipes = {
+            f"stage {stage}": ", ".join(
+                f"{name}={value}" for name, value in asdict(self.recipe(stage)).items() if value is not None
+            )
+            for stage in self.chosen
+        }
+        return Provenance(self.model_name(), data, samples, recipes)
 
     def finish(self) -> Path:
         """Leave the marker that says that the notebook came to its end."""

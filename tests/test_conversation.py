@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib
 
@@ -164,6 +165,18 @@ def test_the_figure_has_picture_text_and_one_map_per_object(shape):
     assert box.width * width / (box.height * height) == pytest.approx(shape[1] / shape[0], rel=1e-6)
     assert len(conversation_figure(picture, made, "Describe.", maps=False).axes) == 2
     plt.close("all")
+
+
+def test_titles_of_neighbouring_maps_do_not_touch():
+    shape = (120, 90)
+    names = ["checkered beige background", "mushroom in the bottom left corner", "cat"] * 3
+    said = [(name, (10.5 * i + 5, 5.5), [rectangle(shape, 10 * i, 0, 10 * i + 9, 20)]) for i, name in enumerate(names)]
+    figure = conversation_figure(Image.new("RGB", (90, 120)), grounding(shape, said), "Describe.")
+    figure.canvas.draw()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes[2:]]
+    assert len(boxes) > 4 and not any(one.overlaps(other) for one, other in pairwise(boxes))
+    assert figure.axes[2].get_title().endswith("…") and figure.axes[4].get_title() == "a cat"
+    plt.close(figure)
 
 
 def test_long_answers_wrap_inside_the_text(picture):
