@@ -171,18 +171,14 @@ def sharing(module: Any) -> Any:
 
 def around(tower: nn.Module, language: nn.Module, head: nn.Module, clip_layer: int) -> Any:
     """LLaVA's class around a vision tower and a language model, with a new projector."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
     from core.encoders.llava import llava_config
 
     vision, token = tower.config, language.config.vocab_size - 1
-    if vision.model_type == "clip_vision_model":
-        config = LlavaConfig(
-            vision_config=vision, text_config=language.config, image_token_id=token, vision_feature_layer=clip_layer
-        )
-    else:
-        config = llava_config(vision, language.config, image_token_id=token)
+    options = {"vision_feature_layer": clip_layer} if vision.model_type == "clip_vision_model" else {}
+    config = llava_config(vision, language.config, image_token_id=token, **options)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     with made(str(head.weight.device), head.weight.dtype):

@@ -68,17 +68,17 @@ def llama_config(recipe: Any, tokenizer: Any) -> Any:
 
 def build_llava(recipe: LmmRecipe, encoder, tokenizer):
     """`LlavaForConditionalGeneration` around a trained `CLIPVisionModel`; everything else has random weights."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
+
+    from core.encoders.llava import llava_config
 
     torch.manual_seed(recipe.seed)
     encoder.config.name_or_path = ""  # the shipped configuration names no folder of the machine it was made on
-    config = LlavaConfig(
-        vision_config=encoder.config,
-        text_config=llama_config(recipe, tokenizer),
+    config = llava_config(
+        encoder.config,
+        llama_config(recipe, tokenizer),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         vision_feature_layer=recipe.feature_layer,
-        vision_feature_select_strategy="default",
-        image_seq_length=(encoder.config.image_size // encoder.config.patch_size) ** 2,
     )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(encoder.state_dict())

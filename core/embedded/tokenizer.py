@@ -65,16 +65,7 @@ def train_tokenizer(texts: Iterable[str], *, size: int):
 
 
 def build_processor(tokenizer, vision_config):
-    """A `LlavaProcessor` like LLaVA-1.5's: shortest edge and centre crop, Vicuna's chat template."""
-    from transformers import CLIPImageProcessor, LlavaProcessor
+    """A `LlavaProcessor` of the embedded models: shortest edge and centre crop, Vicuna's chat template."""
+    from core.encoders.llava import llava_processor
 
-    side = vision_config.image_size
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
-        tokenizer=tokenizer,
-        patch_size=vision_config.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token=IMAGE,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return llava_processor(vision_config, tokenizer, square="crop", chat_template=CHAT_TEMPLATE)

@@ -119,17 +119,12 @@ def build_encoder(variant: Variant, parts: Parts, *, seed: int = 0) -> nn.Module
 
 def build_llava(variant: Variant, parts: Parts, *, seed: int = 0) -> tuple[Any, Any]:
     """(LLaVA, processor) around the variant's encoder: the language model as it was pre-trained, a new projector."""
-    from core.embedded.tokenizer import CHAT_TEMPLATE, build_processor
-    from core.encoders.llava import llava_processor
+    from core.embedded.tokenizer import build_processor
     from core.training.assemble import assemble
 
     model, processor = assemble(parts.reader, build_encoder(variant, parts, seed=seed), seed=seed)
-    vision = model.config.vision_config
-    if vision.model_type == "clip_vision_model":
-        model.config.vision_feature_layer = -1
-        processor = build_processor(processor.tokenizer, vision)
-    else:
-        processor = llava_processor(vision, processor.tokenizer, square="crop", chat_template=CHAT_TEMPLATE)
+    model.config.vision_feature_layer = -1  # of a bare CLIP, too
+    processor = build_processor(processor.tokenizer, model.config.vision_config)
     for config in (model.config, model.config.text_config, model.config.vision_config):
         config.name_or_path = ""
     return model, processor

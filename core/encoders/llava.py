@@ -1,36 +1,39 @@
-"""LLaVA around an encoder of this package: its configuration and its processor."""
+"""LLaVA around an encoder of this package or a CLIP: its configuration and its processor."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from core.encoders.frozen import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
 
 SQUARES = ("crop", "pad")
 
 
 def llava_config(vision_config: Any, text_config: Any, *, image_token_id: int, **options: Any) -> Any:
-    """A `LlavaConfig` that takes the encoder's one output as it is.
+    """A `LlavaConfig` that takes the encoder's one output as it is; of a bare CLIP the penultimate layer's patches.
 
     Args:
-        vision_config: `DiffusionVisionConfig` or `CombinedVisionConfig`.
+        vision_config: `DiffusionVisionConfig`, `CombinedVisionConfig` or transformers' `CLIPVisionConfig`.
         text_config: the language model's configuration.
         image_token_id: id of the image token.
         options: further fields of `LlavaConfig`.
+
+    Source: LLaVA-1.5 for CLIP.
     """
     from transformers import LlavaConfig
 
     from core.encoders import register_encoders
 
     register_encoders()
+    taken = {"vision_feature_layer": -2 if _is_clip(vision_config) else -1}
     return LlavaConfig(
         vision_config=vision_config,
         text_config=text_config,
-        image_token_index=image_token_id,
+        image_token_id=image_token_id,
         image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        **options,
+        vision_feature_select_strategy=_strategy(vision_config),
+        **taken | options,
     )
 
 
@@ -46,7 +49,8 @@ def llava_processor(
     """The `LlavaProcessor` whose pictures and placeholders fit the encoder.
 
     Args:
-        vision_config: as above; its image_size, patch_size, image_mean and image_std are used.
+        vision_config: as above; its image_size, patch_size, image_mean and image_std (CLIP's own have none: CLIP's)
+            are used.
         tokenizer: the language model's, with the image token.
         square: "pad" pads to a square with the mean colour as LLaVA-1.5 trains, "crop" crops the centre.
         chat_template: Jinja template; None for the tokenizer's.
@@ -63,15 +67,23 @@ def llava_processor(
     options = {
         "size": {"shortest_edge": side},
         "crop_size": {"height": side, "width": side},
-        "image_mean": list(vision_config.image_mean if mean is None else mean),
-        "image_std": list(vision_config.image_std if std is None else std),
+        "image_mean": list(getattr(vision_config, "image_mean", CLIP_MEAN) if mean is None else mean),
+        "image_std": list(getattr(vision_config, "image_std", CLIP_STD) if std is None else std),
     }
     image_processor = LlavaImageProcessor(do_pad=True, **options) if square == "pad" else CLIPImageProcessor(**options)
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=vision_config.patch_size,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
+        vision_feature_select_strategy=_strategy(vision_config),
+        num_additional_image_tokens=int(_is_clip(vision_config)),  # the class token, which is left out
         chat_template=chat_template or getattr(tokenizer, "chat_template", None),
     )
+
+
+def _is_clip(vision_config: Any) -> bool:
+    return vision_config.model_type == "clip_vision_model"
+
+
+def _strategy(vision_config: Any) -> str:
+    return "default" if _is_clip(vision_config) else "full"

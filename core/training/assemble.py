@@ -38,7 +38,8 @@ def assemble(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
 
-    from core.encoders.released import IMAGE
+    from core.encoders.llava import llava_config, llava_processor
+    from core.encoders.released import CHAT, IMAGE
 
     try:
         base = AutoModelForCausalLM.from_pretrained(str(language_model), dtype=dtype)
@@ -54,7 +55,7 @@ def assemble(
             torch.manual_seed(seed)
             base.resize_token_embeddings(token + 1, mean_resizing=False)
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(_config(encoder.config, base.config, token))
+        model = LlavaForConditionalGeneration(llava_config(encoder.config, base.config, image_token_id=token))
     model.model.vision_tower, model.model.language_model, model.lm_head = encoder.to(dtype), base.model, base.lm_head
     model.model.multi_modal_projector.to_empty(device="cpu").to(dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -63,7 +64,7 @@ def assemble(
         for weight in (linear.weight, linear.bias):
             weight.data.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
     model.generation_config = base.generation_config
-    return model.eval(), _processor(encoder.config, tokenizer)
+    return model.eval(), llava_processor(encoder.config, tokenizer, chat_template=CHAT)
 
 
 def renew(model: nn.Module, *, seed: int = 0) -> nn.Module:
@@ -84,43 +85,6 @@ def renew(model: nn.Module, *, seed: int = 0) -> nn.Module:
                 elif hasattr(part, "reset_parameters"):
                     part.reset_parameters()
     return model
-
-
-def _config(vision: Any, text: Any, token: int) -> Any:
-    from transformers import LlavaConfig
-
-    from core.encoders.llava import llava_config
-
-    if vision.model_type != "clip_vision_model":
-        return llava_config(vision, text, image_token_id=token)
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=token,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-
-
-def _processor(vision: Any, tokenizer: Any) -> Any:
-    from transformers import LlavaImageProcessor, LlavaProcessor
-
-    from core.encoders.llava import llava_processor
-    from core.encoders.released import CHAT
-
-    if vision.model_type != "clip_vision_model":
-        return llava_processor(vision, tokenizer, chat_template=CHAT)
-    side = vision.image_size
-    images = LlavaImageProcessor(do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=vision.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT,
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
