@@ -49,11 +49,13 @@ class Table:
 
 @dataclass(frozen=True)
 class NotebookSection:
-    """Everything the page shows of one notebook; `question` is the first paragraph of the notebook."""
+    """Everything the page shows of one notebook; `question` is the first paragraph of the notebook, `model` the model
+    or models that it looks at."""
 
     name: str
     title: str
     question: str
+    model: str
     state: NotebookState | None
     parameters: list[dict[str, str]]
     provenance: dict[str, dict[str, str]]
@@ -85,19 +87,23 @@ def notebook_section(job: NotebookJob, output: Path) -> NotebookSection:
     """Gather the section of one notebook; parts that do not exist yet are empty."""
     title, question = _opening(job.notebook)
     state = read_state(job.directory)
-    values = {**job.parameters, **(state.parameters if state else {})}
+    declared = declared_parameters(job.notebook)
+    values = {name: entry.default.strip("\"'") for name, entry in declared.items()}
+    values |= {**job.parameters, **(state.parameters if state else {})}
+    several = values.get("models")
     return NotebookSection(
         name=job.name,
         title=title or job.name.replace("_", " "),
         question=question,
+        model="; ".join(several) if isinstance(several, dict) and several else _plain(values.get("model", "")),
         state=state,
         parameters=[
             {
                 "name": name,
-                "value": _plain(values[name]) if name in values else entry.default.strip("\"'"),
+                "value": _plain(values[name]),
                 "help": entry.help,
             }
-            for name, entry in declared_parameters(job.notebook).items()
+            for name, entry in declared.items()
             if name != OUTPUT_DIR
         ],
         provenance={
@@ -189,7 +195,7 @@ def _opening(notebook: Path) -> tuple[str, str]:
     heading, _, rest = text.strip().partition("\n")
     if not heading.startswith("#"):
         return "", text.strip().split("\n\n")[0]
-    return heading.lstrip("# "), " ".join(rest.strip().split("\n\n")[0].split())
+    return heading.lstrip("# "), " ".join(rest.strip().split("\n\n")[0].replace("`", "").split())
 
 
 def _versions() -> dict[str, str]:

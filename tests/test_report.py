@@ -15,7 +15,7 @@ from analysis.notebook_parameters import declared_parameters, fits, parse_value
 from analysis.notebook_runs import NotebookJob, job_identity, read_state
 from analysis.progress import NotebookProgress
 from analysis.report import NOTEBOOKS, main, override_parameters, profile_jobs, select_jobs
-from analysis.report_page import flatten, write_page
+from analysis.report_page import flatten, notebook_section, write_page
 from core.errors import GroundingError
 
 DOT = base64.b64encode(
@@ -281,6 +281,16 @@ def test_parse_value():
 def test_flatten_names_every_leaf():
     nested = {"model": {"revision": "abc", "layers": [1, 2]}, "seed": 0}
     assert flatten(nested) == {"model.revision": "abc", "model.layers": "[1, 2]", "seed": "0"}
+
+
+def test_the_page_names_the_models_of_every_notebook(tmp_path):
+    models = {job.name: notebook_section(job, tmp_path).model for job in profile_jobs("embedded", tmp_path)}
+    assert models["head_layer_heatmaps"] == "embedded" and models["table5_encoders"] == ""
+    named = profile_jobs("variants", tmp_path)[0]
+    assert notebook_section(named, tmp_path).model.startswith("LLaVA, CLIP; LLaVA, DINO; ")
+    asked = NotebookJob(named.notebook, {"models": {}, "model": "some/model"}, tmp_path / "other")
+    assert notebook_section(asked, tmp_path).model == "some/model"
+    assert "`" not in "".join(notebook_section(job, tmp_path).question for job in profile_jobs("embedded", tmp_path))
 
 
 def test_long_tables_are_cut_and_say_so(tmp_path):
