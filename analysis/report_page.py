@@ -191,11 +191,11 @@ def _links(job: NotebookJob, output: Path) -> dict[str, str]:
 def _opening(notebook: Path) -> tuple[str, str]:
     """The heading and the first paragraph of a notebook's first text cell."""
     cells = nbformat.read(notebook, as_version=4).cells
-    text = next((cell.source for cell in cells if cell.cell_type == "markdown"), "")
+    text = next((cell.source for cell in cells if cell.cell_type == "markdown"), "").replace("`", "")
     heading, _, rest = text.strip().partition("\n")
     if not heading.startswith("#"):
         return "", text.strip().split("\n\n")[0]
-    return heading.lstrip("# "), " ".join(rest.strip().split("\n\n")[0].replace("`", "").split())
+    return heading.lstrip("# "), " ".join(rest.strip().split("\n\n")[0].split())
 
 
 def _versions() -> dict[str, str]:

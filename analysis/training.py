@@ -71,7 +71,7 @@ class TrainingSettings:
                 raise GroundingError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
         if not self.output_dir:
             raise GroundingError("output_dir is empty; give a folder for runs, tables and figures")
-        if self.n_images < 1 and not all((self.pretraining, self.tuning)[stage - 1] for stage in self.chosen):
+        if self.n_images < 1 and not all(map(self.given, self.chosen)):
             raise GroundingError(f"n_images is {self.n_images}; give a number of scenes, or data of every stage")
         for stage in (1, 2):  # refuse before anything is loaded
             self.recipe(stage)
@@ -136,11 +136,14 @@ class TrainingSettings:
             write_start(folder, **parts)
         return str(folder)
 
+    def given(self, stage: int) -> str:
+        """The JSON file that was given for a stage, "" for embedded scenes."""
+        return self.pretraining if stage == 1 else self.tuning
+
     def data(self, stage: int) -> Path:
         """The JSON file of a stage; embedded scenes are drawn into the output directory."""
-        given = self.pretraining if stage == 1 else self.tuning
-        if given:
-            return Path(given)
+        if self.given(stage):
+            return Path(self.given(stage))
         from core.embedded.dataset import write_dataset
 
         folder = self.path("data", f"train-seed{self.seed}")
@@ -169,7 +172,7 @@ class TrainingSettings:
 
     def provenance(self, samples: int) -> Provenance:
         """What made a table of the chosen stages: start, data, recipes."""
-        files = dict.fromkeys((self.pretraining, self.tuning)[stage - 1] for stage in self.chosen)
+        files = dict.fromkeys(map(self.given, self.chosen))
         data = ", ".join(Path(file).stem or f"embedded scenes (train, seed {self.seed})" for file in files)
         recipes = {
             f"stage {stage}": ", ".join(
@@ -229,7 +232,7 @@ def shell_commands(settings: TrainingSettings, *, launcher: str = "python") -> s
         lines.append(_command("python -m core.training.assemble", given))
     for stage in settings.chosen:
         folder = settings.path("data", f"train-seed{settings.seed}")
-        data = (settings.pretraining if stage == 1 else settings.tuning) or str(folder / "conversations.json")
+        data = settings.given(stage) or str(folder / "conversations.json")
         given = {"stage": stage, "model": start, "data": data, "images": settings.images_dir or None}
         given |= {"output": str(settings.run(stage))}
         given |= _changes(settings.recipe(stage), STAGES[stage]) | _changes(settings.run_options(), RunOptions())

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_family import SCENES, tiny_data
+from tiny_family import tiny_data
 
-from analysis.encoder_probes import probe_provenance, probe_table
-from core.embedded.pictures import TAGS, multi_hot, training_scenes
+from analysis.encoder_probes import load_probes, probe_provenance, probe_table
+from core.embedded.pictures import TAGS, multi_hot
 from core.embedded.probes import WORDS, ProbeRecipe, average_precision, probe, probed_variants, run_probes
 
 QUICK = ProbeRecipe(scenes=16, steps=3, batch=4)
@@ -44,24 +44,20 @@ def test_words_in_a_single_cell_are_read_and_absent_ones_are_not(tmp_path):
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("family")
-    data = tiny_data(folder)
-    _, tags, _ = training_scenes(SCENES, side=160, seed=0, cache=folder / "scenes.pt")
-    return data, tags
+    return tiny_data(tmp_path_factory.mktemp("family"))
 
 
 def test_probes_are_kept_and_repeated_for_another_recipe_only(family, tmp_path):
-    data, tags = family
-    file = run_probes(tmp_path, data, tags, ["clip"], recipe=QUICK)
+    file = run_probes(tmp_path, family, ["clip"], recipe=QUICK)
     before = json.loads(file.read_text())
-    run_probes(tmp_path, data, tags, ["clip", "sd_b3", "clip_dino"], recipe=QUICK)
+    run_probes(tmp_path, family, ["clip", "sd_b3", "clip_dino"], recipe=QUICK)
     rows = json.loads(file.read_text())
     assert rows[:1] == before and [row["variant"] for row in rows] == ["clip", "sd_b3", "clip_dino"]
-    assert rows[0]["held_out_scenes"] == len(data.held_out) == 8
-    wanted = multi_hot([tags[number] for number in data.held_out])
+    assert rows[0]["held_out_scenes"] == len(family.held_out) == 8
+    wanted = multi_hot([family.tags[number] for number in family.held_out])
     share = wanted[:, [TAGS.index(name) for name in WORDS["ground"]]]
     assert rows[0]["chance"]["ground"] == pytest.approx(share[:, share.any(0)].mean().item(), abs=1e-4)
-    run_probes(tmp_path, data, tags, ["clip"], recipe=replace(QUICK, steps=4))
+    run_probes(tmp_path, family, ["clip"], recipe=replace(QUICK, steps=4))
     assert [row["recipe"]["steps"] for row in json.loads(file.read_text())] == [4]
 
 
@@ -70,17 +66,17 @@ def test_the_table_has_a_row_for_every_frozen_encoder_and_one_for_chance(tmp_pat
     probes = [{**row, "variant": "sd", "mean_average_precision": {"colour": 0.5}}]
     source = tmp_path / "losses.json"
     source.write_text(json.dumps({"runs": [], "loss_bin": 10, "probes": probes}))
-    table = probe_table(source, 5).set_index("label")
+    table = probe_table(load_probes(source), 5).set_index("label")
     assert table.index.tolist() == ["LLaVA, CLIP", "LLaVA, DINO", "LLaVA, CLIP + DINO", "DiffLMM, SD", "chance"]
     assert table.loc["DiffLMM, SD", "colour"] == 50 and table.loc["chance", "colour"] == 25
-    assert table.loc["LLaVA, CLIP"].isna().all() and "scenes=16" in probe_provenance(source).describe()
-    assert len(probe_table(source, 6)) == 7 + 1
+    assert table.loc["LLaVA, CLIP"].isna().all() and "scenes=16" in probe_provenance(load_probes(source)).describe()
+    assert len(probe_table(load_probes(source), 6)) == 7 + 1
     source.write_text(json.dumps({"runs": [], "loss_bin": 10}))
-    assert probe_table(source, 5).drop(columns="label").isna().all(axis=None)
-    assert "none were run" in probe_provenance(source).describe()
+    assert probe_table(load_probes(source), 5).drop(columns="label").isna().all(axis=None)
+    assert "none were run" in probe_provenance(load_probes(source)).describe()
 
 
 def test_shipped_record_holds_every_probe():
     for number in (5, 6):
-        assert probe_table("", number).notna().all(axis=None)
+        assert probe_table(load_probes(), number).notna().all(axis=None)
     assert set(probed_variants()) >= {"clip", "dino", "sd", "sd_t0", "sd_b4"}

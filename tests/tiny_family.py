@@ -38,6 +38,6 @@ def tiny_parts(directory: Path) -> Parts:
 
 def tiny_data(directory: Path) -> TrainingData:
     """Two dozen scenes with their features; the last eight are held out."""
-    pixels, _, texts = training_scenes(SCENES, side=160, seed=0, cache=directory / "scenes.pt")
+    pixels, tags, texts = training_scenes(SCENES, side=160, seed=0, cache=directory / "scenes.pt")
     cache = FeatureCache(directory / "features", tiny_parts(directory), pixels, chunk=8)
-    return TrainingData(texts, cache, held_out=range(16, 24))
+    return TrainingData(texts, tags, cache, held_out=range(16, 24))

@@ -34,9 +34,9 @@ BIN = 10  # steps whose mean loss is one value of the record
 
 def training_data(work: Path, parts: Parts, *, workers: int = 1) -> TrainingData:
     """The training scenes, drawn on first use, with their cache of features under `work`."""
-    pixels, _, texts = training_scenes(SCENES, side=160, seed=0, cache=work / "scenes160.pt", workers=workers)
+    pixels, tags, texts = training_scenes(SCENES, side=160, seed=0, cache=work / "scenes160.pt", workers=workers)
     cache = FeatureCache(work / "features", parts, pixels)
-    return TrainingData(texts, cache, held_out=range(SCENES - HELD_OUT, SCENES))
+    return TrainingData(texts, tags, cache, held_out=range(SCENES - HELD_OUT, SCENES))
 
 
 def scaled_latents(vae: Path, pixels: Tensor) -> Tensor:

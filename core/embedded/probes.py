@@ -54,18 +54,10 @@ def probed_variants() -> list[str]:
     return [name for name, one in VARIANTS.items() if not (one.implicit_captioner or one.positional_encoding)]
 
 
-def run_probes(
-    work: Path,
-    data: TrainingData,
-    tags: Sequence[Sequence[int]],
-    names: Iterable[str] = (),
-    *,
-    recipe: ProbeRecipe | None = None,
-) -> Path:
+def run_probes(work: Path, data: TrainingData, names: Iterable[str] = (), *, recipe: ProbeRecipe | None = None) -> Path:
     """Probes the variants' features; those that `work` / "probes.json" holds for the same recipe are left as they are.
 
     Args:
-        tags: of each scene, positions in `core.embedded.pictures.TAGS`.
         names: of variants; by default all of `probed_variants`.
     """
     recipe, file = recipe or ProbeRecipe(), work / FILE
@@ -75,7 +67,7 @@ def run_probes(
         if any(row["variant"] == name for row in rows):
             continue
         grids = [_grids(data, find_variant(name), scenes) for scenes in (train, held_out)]
-        words = [multi_hot([tags[number] for number in scenes]) for scenes in (train, held_out)]
+        words = [multi_hot([data.tags[number] for number in scenes]) for scenes in (train, held_out)]
         found = probe(grids[0], words[0], grids[1], words[1], recipe, state=work / "probe.tmp.pt")
         rows.append({"variant": name, "recipe": asdict(recipe), "held_out_scenes": len(held_out), **found})
         write_atomically(file, (json.dumps(rows, indent=1) + "\n").encode())

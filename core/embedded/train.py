@@ -123,7 +123,7 @@ def _train_variants(options: argparse.Namespace) -> None:
     experiments.run_stage_one(work, data, experiments.planned_runs(seeds5=options.seeds, seeds6=options.seeds))
     for variant in TABLE5:
         _second_stage(work, data, variant.name)
-    probes.run_probes(work, data, _scenes(work, options.workers)[1])
+    probes.run_probes(work, data)
     experiments.record(work, options.record)
 
 

@@ -58,10 +58,11 @@ STAGE2 = StageRecipe(2, scenes=9_600, learning_rate=1e-3)
 class TrainingData:
     """The training scenes' texts, (caption, ((question, answer)...)) each, and their frozen features.
 
-    `held_out` are scenes that no stage trains on.
+    `held_out` are scenes that no stage trains on; `tags` are each scene's positions in `core.embedded.pictures.TAGS`.
     """
 
     texts: list
+    tags: list
     cache: FeatureCache
     held_out: range
 
