@@ -32,7 +32,7 @@ bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation)
 	$(RUN) benchmarks/bench_$(BENCH).py $(ARGS)
 
 embedded: $(STAMP)  ## train the embedded models again (a long run on a CPU)
-	$(RUN) -m core.embedded.train $(ARGS)
+	$(RUN) -m embedded.train $(ARGS)
 
 lint: $(STAMP)  ## check style and formatting, notebooks included
 	$(RUN) -m ruff check . $(ARGS)

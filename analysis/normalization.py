@@ -11,10 +11,10 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.baseline import phrase_chances
-from analysis.coco import CocoDataset
-from analysis.matching import THRESHOLD, CategoryMatcher
-from analysis.metrics import Interval, difference_interval, per_image, point_hits, ratio_interval
+from analysis.scoring.coco import CocoDataset
+from analysis.scoring.matching import THRESHOLD, CategoryMatcher
+from analysis.scoring.metrics import Interval, difference_interval, per_image, point_hits, ratio_interval
+from analysis.scoring.random_point import phrase_chances
 from core.attention import NORMALIZATIONS, normalize, to_grid
 from core.generation import Generation
 from core.geometry import View

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from analysis.coco import CocoDataset, load_instances
-from analysis.matching import MATCHES, THRESHOLD
+from analysis.scoring.coco import CocoDataset, load_instances
+from analysis.scoring.matching import MATCHES, THRESHOLD
 from analysis.tables import Provenance
 from core.attention import AGGREGATIONS, NORMALIZATIONS
 from core.errors import GroundingError
@@ -45,7 +45,7 @@ class Settings:
         prompt, max_new_tokens, template: of the conversation; "" keeps the model's own template.
         geometry: "pad" to a square as the paper does, or the "processor"'s own.
         normalization, aggregation, mask_choice: as in `core.attend_and_segment`.
-        match_by, category_threshold: as in `analysis.pilot_study.CategoryMatcher`.
+        match_by, category_threshold: as in `analysis.pilot_study.table.CategoryMatcher`.
         n_draws: random points per category behind the baseline's PAcc.
         seed: of the scenes, the random points and the bootstrap.
         device, dtype: where and in what precision the model runs.
@@ -109,7 +109,7 @@ class Settings:
         """
         if self.dataset:
             return load_instances(self.dataset, self.images_dir, n_images=self.n_images)
-        from core.embedded.dataset import write_dataset
+        from embedded.scenes.dataset import write_dataset
 
         folder = self.path("data", f"val-seed{self.seed}")
         return load_instances(write_dataset(folder, split="val", n=self.n_images, seed=self.seed))
@@ -149,7 +149,7 @@ class Settings:
 
     def run_config(self, **loaded: Any) -> dict[str, Any]:
         """The configuration of a run of records; `loaded` are `lmm`, `segmenter` and `nlp`."""
-        from core.run import run_config
+        from core.provenance import run_config
 
         data = self.dataset or self.images or self.data_name()
         options = self.ground_options() | {"data": data, "answer": self.answer}

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,13 +137,12 @@ def build(scale: Scale, *, device: str, dtype: torch.dtype, seed: int = 0) -> Pa
 
 def shipped(*, device: str, dtype: torch.dtype) -> Pair | None:
     """The embedded models; None where they are not shipped, or not around language models of one size."""
-    import core.embedded
     from core.checkpoints import load_checkpoint
+    from core.weights import FOLDER
 
-    folder = Path(core.embedded.__file__).parent / "weights"
-    if not (folder / "llava").is_dir() or not (folder / "difflmm").is_dir():
+    if not (FOLDER / "llava").is_dir() or not (FOLDER / "difflmm").is_dir():
         return None
-    llava, difflmm = (load_checkpoint(folder / name, device=device, dtype=dtype)[0] for name in ("llava", "difflmm"))
+    llava, difflmm = (load_checkpoint(FOLDER / name, device=device, dtype=dtype)[0] for name in ("llava", "difflmm"))
     sizes = [{name: getattr(model.config.text_config, name) for name in EMBEDDED_TEXT} for model in (llava, difflmm)]
     if sizes[0] != sizes[1]:
         return None

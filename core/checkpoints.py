@@ -94,7 +94,7 @@ def _told(name_or_path: str | Path) -> Iterator[None]:
 def _source(name_or_path: str | Path) -> str:
     name = str(name_or_path)
     if name in EMBEDDED:
-        from core.embedded import weights_path
+        from core.weights import weights_path
 
         return str(weights_path(EMBEDDED[name]))
     path = Path(name)

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from core.embedded import weights_path
 from core.errors import GroundingError
-from core.sam_weights import load_sam
+from core.sam import load_sam
+from core.weights import weights_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -171,7 +171,7 @@ def load_segmenter(name: str = "embedded", *, model_type: str | None = None, dev
     """Load Segment Anything.
 
     Args:
-        name: "embedded"; a directory with `config.json` (arguments of `core.embedded.sam.build_sam`) and
+        name: "embedded"; a directory with `config.json` (arguments of `core.sam.build_sam`) and
             `model.safetensors`; or a checkpoint of the segment-anything package (`sam_vit_h_4b8939.pth`, ViT-L, ViT-B
             or the like, fine-tuned or not).
         model_type: "vit_h", "vit_l" or "vit_b"; None reads it from the checkpoint.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from jaxtyping import Int
 from torch import Tensor
 
-from core.embedded import weights_path
 from core.errors import GroundingError
+from core.weights import weights_path
 
 if TYPE_CHECKING:
     from spacy.language import Language

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -31,18 +30,9 @@ from core.generation import Generation
 from core.geometry import View
 from core.phrases import Phrase
 from core.pipeline import Grounding
+from core.provenance import package_versions
 
 FORMAT = 1
-PACKAGES = (
-    "attend-and-segment",
-    "torch",
-    "transformers",
-    "segment-anything",
-    "spacy",
-    "pycocotools",
-    "numpy",
-    "pillow",
-)
 LONGEST_NAME = 200  # bytes of an encoded id; file systems allow 255 with our endings
 
 
@@ -65,7 +55,7 @@ class RunStore:
         Args:
             directory: the run's directory; made if absent.
             config: everything that determines the results (model, revision, prompt, options, seed), as JSON values; see
-                `core.run.run_config`. None opens an existing run as it is.
+                `core.provenance.run_config`. None opens an existing run as it is.
             overwrite: drop the records of another configuration.
             keep_per_head: also keep the maps of every layer and head (t * l * n * k values).
 
@@ -100,7 +90,8 @@ class RunStore:
                 )
             shutil.rmtree(self._records, ignore_errors=True)
         self.directory.mkdir(parents=True, exist_ok=True)
-        about = {"format": FORMAT, "created": datetime.now(UTC).isoformat(), "config": config, "versions": _versions()}
+        created, versions = datetime.now(UTC).isoformat(), package_versions()
+        about = {"format": FORMAT, "created": created, "config": config, "versions": versions}
         write_atomically(self._about, json.dumps(about, indent=2).encode())
 
     def done(self, *, errors: bool = True) -> set[str]:
@@ -264,13 +255,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
-
-
-def _versions() -> dict[str, str | None]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from core.attention import select_heads
 from core.errors import GroundingError
 from core.generation import Generation
 from core.images import load_image
-from core.phrases import pipeline_name
 from core.pipeline import check_options, ground
 from core.records import RunStore
 
@@ -119,55 +114,6 @@ def _check_fit(generation: Generation, options: dict[str, Any]) -> None:
             "to select layers or heads, run with per_head=True; these generations keep their mean only"
         )
     select_heads(generation.attention_per_head[:1], layers=layers, heads=heads)
-
-
-def run_config(
-    *,
-    lmm: LMM,
-    segmenter: Segmenter | None,
-    nlp: Language,
-    prompt: str | Mapping[str, str],
-    seed: int | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """What determines a run's results, to open its `RunStore` with.
-
-    Models are named and, as a name can come to stand for other weights, marked by a fingerprint of their parameters.
-
-    Args:
-        lmm, segmenter, nlp, prompt: as for `ground_dataset`.
-        seed: of whatever is random in the run (the choice of images, sampling).
-        **options: everything else that is passed to `ground_dataset` and changes its records.
-    """
-    model = {
-        "name_or_path": lmm.name,
-        "revision": getattr(lmm.model.config, "_commit_hash", None),
-        "dtype": str(lmm.model.dtype),
-        "geometry": lmm.family.geometry,
-        "template": lmm.template,
-        "fingerprint": fingerprint(lmm.model),
-    }
-    sam = None
-    if segmenter is not None:
-        sam = {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
-    prompt = prompt if isinstance(prompt, str) else dict(prompt)
-    return {
-        "model": model,
-        "segmenter": sam,
-        "nlp": pipeline_name(nlp),
-        "prompt": prompt,
-        "seed": seed,
-        "options": options,
-    }
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Short hash of the names, shapes and first values of a model's parameters, the same on every device."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:8].to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _batches(items: Iterable[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:

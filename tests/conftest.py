@@ -9,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["core", "analysis"], "beartype.beartype")  # before anything imports them
+install_import_hook(["core", "embedded", "analysis"], "beartype.beartype")  # before anything imports them
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -19,10 +19,10 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from tiny_coco import grounding, rectangle
 
-from analysis.conversation import attention_pictures, conversation_html, write_page
-from analysis.conversation_figure import conversation_figure
+from analysis.conversation.figure import conversation_figure
+from analysis.conversation.objects import coloured_pieces, drawn_objects, phrase_table, reading
+from analysis.conversation.page import attention_pictures, conversation_html, write_page
 from analysis.figures import PALETTE
-from analysis.grounded_objects import coloured_pieces, drawn_objects, phrase_table, reading
 
 SIZE = (60, 90)
 LEFT, RIGHT = rectangle(SIZE, 5, 5, 35, 45), rectangle(SIZE, 50, 10, 85, 50)

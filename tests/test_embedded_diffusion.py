@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.embedded import autoencoder, diffusion
-from core.embedded.autoencoder import AutoencoderRecipe, as_input, encode_all, random_crops, train_autoencoder
-from core.embedded.diffusion import (
+from core.encoders.diffusion import DiffusionVisionModel
+from core.encoders.parts import empty_text_embedding
+from embedded.recipes import autoencoder, diffusion
+from embedded.recipes.autoencoder import AutoencoderRecipe, as_input, encode_all, random_crops, train_autoencoder
+from embedded.recipes.diffusion import (
     DiffusionRecipe,
     build_text_tokenizer,
     denoise,
@@ -18,10 +20,8 @@ from core.embedded.diffusion import (
     text_ids,
     train_diffusion,
 )
-from core.embedded.fitting import Fit, fit, step_generator
-from core.embedded.scenes import make_scene
-from core.encoders.diffusion import DiffusionVisionModel
-from core.encoders.parts import empty_text_embedding
+from embedded.recipes.fitting import Fit, fit, step_generator
+from embedded.scenes.scenes import make_scene
 
 VAE = AutoencoderRecipe(channels=(8, 8, 16, 16), crop=32, batch=4, steps=8, whole_batch=2, whole_steps=2)
 UNET = DiffusionRecipe(

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from core.embedded import dino
-from core.embedded.dino import DinoRecipe, Learner, Trainer, build_encoder, pretrain
-from core.embedded.dino_heads import PrototypeHead, assign, cross_entropy, entropies, picture_loss
-from core.embedded.dino_probe import MIXED, OFF, cell_labels, figure, linear_accuracy, measure, patch_features
-from core.embedded.dino_views import random_crops, random_masks, random_windows, standardise
-from core.embedded.glyphs import CATEGORIES
-from core.embedded.scenes import COLOURS, make_scene
 from core.encoders.combined import combine
 from core.errors import GroundingError
+from embedded.recipes import dino
+from embedded.recipes.dino import DinoRecipe, Learner, Trainer, build_encoder, pretrain
+from embedded.recipes.dino_heads import PrototypeHead, assign, cross_entropy, entropies, picture_loss
+from embedded.recipes.dino_probe import MIXED, OFF, cell_labels, figure, linear_accuracy, measure, patch_features
+from embedded.recipes.dino_views import random_crops, random_masks, random_windows, standardise
+from embedded.scenes.glyphs import CATEGORIES
+from embedded.scenes.scenes import COLOURS, make_scene
 
 RECIPE = DinoRecipe(
     image_size=48, patch_size=12, width=32, layers=2, heads=2, scene_side=64, scenes=16, window_size=24,
@@ -276,7 +276,7 @@ def test_sizes_must_be_whole_cells():
 
 def test_features_are_those_of_the_comparison_encoder(trained):
     """The combined encoder gives DINO its own normalisation, which training used."""
-    from core.encoders.frozen import CLIP_MEAN, CLIP_STD
+    from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 
     model, _ = trained
     pixels = torch.randint(256, (2, 3, 48, 48), generator=generator(), dtype=torch.uint8)

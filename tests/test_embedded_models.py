@@ -6,19 +6,19 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from core.embedded import KINDS, weights_path
-from core.embedded.autoencoder import AutoencoderRecipe
-from core.embedded.diffusion import DiffusionRecipe
-from core.embedded.evaluate import measure_llava, measure_sam
-from core.embedded.lmm import LmmRecipe
-from core.embedded.reader import ReaderRecipe
-from core.embedded.sam_training import SamRecipe
-from core.embedded.two_stages import STAGE1, STAGE2
-from core.embedded.vision import VisionRecipe
 from core.errors import GroundingError
 from core.lmm import load_lmm
 from core.masks import load_segmenter
 from core.phrases import load_nlp
+from core.weights import KINDS, weights_path
+from embedded.encoder_study.two_stages import STAGE1, STAGE2
+from embedded.evaluate import measure_llava, measure_sam
+from embedded.recipes.autoencoder import AutoencoderRecipe
+from embedded.recipes.clip import VisionRecipe
+from embedded.recipes.diffusion import DiffusionRecipe
+from embedded.recipes.language_model import ReaderRecipe
+from embedded.recipes.llava import LmmRecipe
+from embedded.recipes.sam import SamRecipe
 
 SCENES = 12  # of another seed than the cards' scenes
 

@@ -10,19 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from core.embedded import lmm as lmm_recipe
-from core.embedded import sam_training as sam_recipe
-from core.embedded import train, weights_path
-from core.embedded import vision as vision_recipe
-from core.embedded.captions import DESCRIBE
-from core.embedded.lmm import IGNORE, LmmRecipe, conversation
-from core.embedded.pictures import MEAN, TAGS, multi_hot, square, tag_numbers
-from core.embedded.sam import SamConfig, build_sam
-from core.embedded.sam_training import SamRecipe
-from core.embedded.scenes import make_scene
-from core.embedded.tokenizer import IMAGE, train_tokenizer
-from core.embedded.vision import TagHead, VisionRecipe
 from core.lmm import load_lmm
+from core.sam import SamConfig, build_sam
+from core.weights import weights_path
+from embedded import train
+from embedded.recipes import clip as vision_recipe
+from embedded.recipes import llava as lmm_recipe
+from embedded.recipes import sam as sam_recipe
+from embedded.recipes.clip import TagHead, VisionRecipe
+from embedded.recipes.llava import IGNORE, LmmRecipe, conversation
+from embedded.recipes.sam import SamRecipe
+from embedded.recipes.tokenizer import IMAGE, train_tokenizer
+from embedded.scenes.captions import DESCRIBE
+from embedded.scenes.pictures import MEAN, TAGS, multi_hot, square, tag_numbers
+from embedded.scenes.scenes import make_scene
 
 VISION = VisionRecipe(
     image_size=48, patch_size=12, width=32, layers=2, heads=2, window=3, small_pictures=48, small_steps=12,
@@ -197,16 +198,17 @@ def test_one_command_trains_measures_and_does_not_repeat_what_is_finished(tmp_pa
 
 def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path, monkeypatch):
     """The whole of DiffLMM's side at a size of seconds: parts, both stages, what is shipped, the recorded losses."""
-    from core.embedded import autoencoder, diffusion, dino, experiments, probes, reader, two_stages
-    from core.embedded.two_stages import StageRecipe
-    from core.embedded.variants import TABLE5, TABLE6
+    from embedded.encoder_study import experiments, probes, two_stages
+    from embedded.encoder_study.two_stages import StageRecipe
+    from embedded.encoder_study.variants import TABLE5, TABLE6
+    from embedded.recipes import autoencoder, diffusion, dino, language_model
 
     work, weights, losses = tmp_path / "work", tmp_path / "weights", tmp_path / "losses.json"
     for module, name, changes in (
         (autoencoder, "AutoencoderRecipe", {"channels": (8, 8, 8, 8), "steps": 2, "whole_steps": 1, "batch": 2}),
         (diffusion, "DiffusionRecipe", {"channels": (16, 16, 16, 16), "text_width": 16, "steps": 2, "batch": 2}),
         (dino, "DinoRecipe", {"steps": 2, "window_steps": 1, "batch": 2, "window_batch": 2, "layers": 1, "scenes": 16}),
-        (reader, "ReaderRecipe", {"width": 16, "layers": 1, "heads": 2, "mlp": 16, "steps": 2, "batch": 2}),
+        (language_model, "ReaderRecipe", {"width": 16, "layers": 1, "heads": 2, "mlp": 16, "steps": 2, "batch": 2}),
         (probes, "ProbeRecipe", {"scenes": 8, "steps": 2, "batch": 4}),
     ):
         monkeypatch.setattr(module, name, partial(getattr(module, name), **changes))

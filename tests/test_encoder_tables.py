@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from tiny_family import tiny_data
 
-from analysis.encoder_figures import plot_noise_and_blocks, plot_variant_curves, plot_variant_losses
-from analysis.encoder_losses import load_stage_losses
-from analysis.encoder_reading import reading
-from analysis.encoder_tables import (
+from analysis.encoders.figures import plot_noise_and_blocks, plot_variant_curves, plot_variant_losses
+from analysis.encoders.losses import load_stage_losses
+from analysis.encoders.reading import reading
+from analysis.encoders.tables import (
     chance_of_order,
     describe_variants,
     loss_table,
@@ -29,13 +29,13 @@ from analysis.encoder_tables import (
     table_variants,
 )
 from analysis.figures import drawn_numbers
-from analysis.losses import converged_loss, load_losses
 from analysis.paper import paper_table
 from analysis.tables import Table
-from core.embedded.experiments import record, run_folder, run_stage_one
-from core.embedded.two_stages import StageRecipe
-from core.embedded.variants import TABLE5, TABLE6
+from analysis.training.losses import converged_loss, load_losses
 from core.errors import GroundingError
+from embedded.encoder_study.experiments import record, run_folder, run_stage_one
+from embedded.encoder_study.two_stages import StageRecipe
+from embedded.encoder_study.variants import TABLE5, TABLE6
 
 RECIPE = {"stage": 1, "scenes": 100, "epochs": 1.0, "batch": 4, "learning_rate": 2e-3}
 HELD = {  # held-out losses by seed; the training losses below are 0.1 lower

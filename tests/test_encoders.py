@@ -13,7 +13,7 @@ from torch.nn.functional import gelu, interpolate, linear
 
 from core import load_lmm
 from core.encoders import register_encoders
-from core.encoders.frozen import CLIP_MEAN, CLIP_STD
+from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
 
 SIDE = {"image_size": 64}
@@ -364,7 +364,7 @@ def test_clip_beside_dinov2_beside_convnext(towers, pixels, tmp_path):
     from transformers import AutoModel
 
     from core.encoders.combined import combine
-    from core.encoders.frozen import IMAGENET_MEAN, IMAGENET_STD
+    from core.encoders.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
     model = combine(*towers.values(), image_size=64, patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     found = features(model, pixels)

@@ -14,7 +14,8 @@ import yaml
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {"torch": "pytorch"}  # name in pyproject.toml -> name on conda-forge, where they differ
 CONDA_ONLY = {"python", "pip", "openjdk", "spacy-model-en-core-web-lg"}  # not Python packages of the index, or data
-OWN = {"core", "analysis", *(path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).glob("*.py"))}
+PACKAGES = ("core", "embedded", "analysis")
+OWN = {*PACKAGES, *(path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).glob("*.py"))}
 
 
 def split_requirement(requirement: str) -> tuple[str, str]:
@@ -73,7 +74,7 @@ def test_python_bound_is_the_same_everywhere(project, environment):
 
 def test_every_code_folder_is_a_package():
     """setuptools leaves folders without `__init__.py` out of a wheel, together with the data in them."""
-    folders = {path.parent for top in ("core", "analysis") for path in (ROOT / top).rglob("*.py")}
+    folders = {path.parent for top in PACKAGES for path in (ROOT / top).rglob("*.py")}
     assert {str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").is_file()} == set()
 
 
@@ -110,7 +111,7 @@ def undeclared(folders: list[str], names: set[str]) -> dict[str, set[str]]:
 def test_what_the_package_imports_is_declared(project):
     extras = project["optional-dependencies"]
     used = [*project["dependencies"], *extras["evaluation"], *extras["training"]]
-    assert undeclared(["core", "analysis", "notebooks"], {split_requirement(entry)[0] for entry in used}) == {}
+    assert undeclared([*PACKAGES, "notebooks"], {split_requirement(entry)[0] for entry in used}) == {}
 
 
 def test_what_tests_and_benchmarks_import_is_declared(declared):

@@ -11,9 +11,8 @@ import tiny_groundings
 import torch
 from tiny_coco import MASKS, grounding, vectors_nlp
 
-from analysis.coco import load_instances
-from analysis.head_accuracy import head_accuracy, layer_table, reading
-from analysis.heads import (
+from analysis.heads.accuracy import head_accuracy, layer_table, reading
+from analysis.heads.points import (
     HeadPoints,
     HeadStore,
     choose_phrase,
@@ -22,6 +21,7 @@ from analysis.heads import (
     maps_reading,
     phrase_head_maps,
 )
+from analysis.scoring.coco import load_instances
 from core.attention import aggregate, mean_over_heads, normalize
 from core.errors import GroundingError
 from core.phrases import load_nlp

@@ -6,12 +6,22 @@ import spacy
 from spacy.tokens import Doc
 from tiny_groundings import nlp
 
-from core.embedded import weights_path
-from core.embedded.gold_chunks import SEEN, UNSEEN
-from core.embedded.language import Recipe, build, examples, measure, score_chunks, texts, train, unbracket, write_card
-from core.embedded.scenes import make_scene
-from core.embedded.sentences import sample
-from core.embedded.trees import Node, Parsed
+from core.weights import weights_path
+from embedded.english.gold_chunks import SEEN, UNSEEN
+from embedded.english.pipeline import (
+    Recipe,
+    build,
+    examples,
+    measure,
+    score_chunks,
+    texts,
+    train,
+    unbracket,
+    write_card,
+)
+from embedded.english.sentences import sample
+from embedded.english.trees import Node, Parsed
+from embedded.scenes.scenes import make_scene
 
 
 def test_sentences_tokenise_as_spacy_tokenises_them_and_their_trees_are_trees() -> None:

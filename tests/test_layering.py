@@ -1,4 +1,4 @@
-"""Imports point one way (notebooks -> analysis -> core), and importing does no work."""
+"""Imports point one way (notebooks -> analysis -> embedded -> core), and importing does no work."""
 
 import ast
 import subprocess
@@ -55,11 +55,17 @@ def is_glyph_outline(path: Path, module: str, lazy: bool) -> bool:
     """The one exception: the embedded scenes draw glyphs of the font that matplotlib ships."""
     parent = module if module in FONT else module.rpartition(".")[0]
     package = module.split(".")[0] == "matplotlib" and (module == "matplotlib" or "pyplot" not in module)
-    return lazy and path.parent == ROOT / "core" / "embedded" and package and (parent in FONT or module == "matplotlib")
+    return (
+        lazy and path.parent == ROOT / "embedded" / "scenes" and package and (parent in FONT or module == "matplotlib")
+    )
 
 
 def test_core_knows_nothing_of_presentation():
-    assert offences("core", PRESENTATION | {"analysis", "notebooks", "tests"}) == []
+    assert offences("core", PRESENTATION | {"embedded", "analysis", "notebooks", "tests"}) == []
+
+
+def test_the_workshop_knows_core_alone():
+    assert offences("embedded", PRESENTATION | {"analysis", "notebooks", "tests"}) == []
 
 
 def test_analysis_loads_no_model():
@@ -70,7 +76,7 @@ def test_the_check_sees_lazy_and_eager_imports(tmp_path):
     source = tmp_path / "example.py"
     source.write_text("import pandas as pd\ndef f():\n    from matplotlib import pyplot\n")
     assert set(imports(source)) == {("pandas", False), ("matplotlib.pyplot", True), ("matplotlib", True)}
-    glyphs = ROOT / "core" / "embedded" / "glyphs.py"
+    glyphs = ROOT / "embedded" / "scenes" / "glyphs.py"
     assert not is_glyph_outline(glyphs, "matplotlib.pyplot", True)
     assert not is_glyph_outline(glyphs, "matplotlib.textpath.TextPath", False)
     assert is_glyph_outline(glyphs, "matplotlib.textpath.TextPath", True)
@@ -97,7 +103,10 @@ for name in models:  # loaded by register_encoders only; still without the netwo
 """
 
 
-@pytest.mark.parametrize(("package", "forbidden"), [("core", MODELS | PRESENTATION), ("analysis", MODELS)])
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [("core", MODELS | PRESENTATION | {"embedded"}), ("embedded", MODELS | PRESENTATION), ("analysis", MODELS)],
+)
 def test_importing_every_module_is_light_and_offline(package, forbidden):
     result = subprocess.run(
         [sys.executable, "-c", WATCHED_IMPORT, package],

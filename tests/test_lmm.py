@@ -333,7 +333,7 @@ def test_batches_that_do_not_match(lmms, pictures):
 
 @pytest.mark.parametrize("name", ["embedded", "embedded/llava"])
 def test_the_embedded_model_goes_by_name(checkpoints, monkeypatch, name):
-    monkeypatch.setattr("core.embedded.weights_path", lambda kind: checkpoints[kind])
+    monkeypatch.setattr("core.weights.weights_path", lambda kind: checkpoints[kind])
     assert load_lmm(name, device="cpu").name == name
 
 

@@ -14,9 +14,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from analysis.baseline import area_shares, random_points
-from analysis.coco import annotation_mask, load_instances
-from analysis.metrics import (
+from analysis.scoring.coco import annotation_mask, load_instances
+from analysis.scoring.metrics import (
     AP_AR,
     Interval,
     difference_interval,
@@ -25,6 +24,7 @@ from analysis.metrics import (
     point_hits,
     ratio_interval,
 )
+from analysis.scoring.random_point import area_shares, random_points
 from core.errors import GroundingError
 
 

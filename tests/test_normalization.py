@@ -8,7 +8,6 @@ import tiny_coco
 import torch
 from tiny_coco import MASKS, grounding, vectors_nlp
 
-from analysis.coco import load_instances
 from analysis.normalization import (
     maps_reading,
     normalization_effect,
@@ -16,6 +15,7 @@ from analysis.normalization import (
     reading,
     token_maps,
 )
+from analysis.scoring.coco import load_instances
 
 GRID = (5, 6)
 

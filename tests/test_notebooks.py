@@ -12,9 +12,9 @@ import pytest
 import yaml
 from tiny_coco import grounding, rectangle
 
-from analysis.notebook_parameters import declared_parameters, parameter_problems
 from analysis.paper import paper_table
-from analysis.report import NOTEBOOKS, main
+from analysis.report.__main__ import NOTEBOOKS, main
+from analysis.report.parameters import declared_parameters, parameter_problems
 from analysis.settings import Settings, bundled_photographs, describe_run, find_pictures
 from core.errors import GroundingError
 from core.records import RunStore

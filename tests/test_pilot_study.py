@@ -18,14 +18,9 @@ import tiny_coco
 import tiny_sam
 from tiny_coco import MASKS, grounding, vectors_nlp
 
-from analysis.baseline import random_points, segment_random_points
-from analysis.caption_objects import annotated_pairs, caption_objects, named_pairs
-from analysis.caption_objects import reading as caption_reading
-from analysis.coco import load_instances
-from analysis.figures import plot_pilot_study, plot_scores_by_size
-from analysis.matching import CategoryMatcher
-from analysis.metrics import mask_ap_ar
-from analysis.model_comparison import (
+from analysis.paper import paper_methods, paper_table
+from analysis.pilot_study.figures import plot_pilot_study, plot_scores_by_size
+from analysis.pilot_study.models import (
     accuracy_differences,
     compare,
     headline,
@@ -34,8 +29,9 @@ from analysis.model_comparison import (
     studied_models,
     study_table,
 )
-from analysis.paper import paper_methods, paper_table
-from analysis.pilot_study import (
+from analysis.pilot_study.named_objects import annotated_pairs, caption_objects, named_pairs
+from analysis.pilot_study.named_objects import reading as caption_reading
+from analysis.pilot_study.table import (
     Predictions,
     chance_accuracy,
     collect_predictions,
@@ -45,6 +41,10 @@ from analysis.pilot_study import (
     random_accuracy,
     reading,
 )
+from analysis.scoring.coco import load_instances
+from analysis.scoring.matching import CategoryMatcher
+from analysis.scoring.metrics import mask_ap_ar
+from analysis.scoring.random_point import random_points, segment_random_points
 from analysis.settings import Settings
 from analysis.tables import Provenance, Table
 from core.errors import GroundingError
@@ -120,7 +120,7 @@ def test_a_pipeline_without_vectors_is_refused():
 
 
 def test_the_embedded_pipeline_tells_the_scenes_objects_apart():
-    from core.embedded.glyphs import CATEGORIES
+    from embedded.scenes.glyphs import CATEGORIES
 
     matcher = CategoryMatcher(load_nlp("embedded"))
     known = dict(enumerate(CATEGORIES))

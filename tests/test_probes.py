@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_family import tiny_data
 
-from analysis.encoder_probes import load_probes, probe_provenance, probe_table
-from core.embedded.pictures import TAGS, multi_hot
-from core.embedded.probes import WORDS, ProbeRecipe, average_precision, probe, probed_variants, run_probes
+from analysis.encoders.probes import load_probes, probe_provenance, probe_table
+from embedded.encoder_study.probes import WORDS, ProbeRecipe, average_precision, probe, probed_variants, run_probes
+from embedded.scenes.pictures import TAGS, multi_hot
 
 QUICK = ProbeRecipe(scenes=16, steps=3, batch=4)
 

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, linear
 
 from core import load_lmm
 from core.encoders import register_encoders
-from core.encoders.frozen import CLIP_MEAN, CLIP_STD
+from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
 
 WIDTH, TEXT, SD = 32, 12, 32  # of the language model, the cross-attention, the second up block

@@ -11,11 +11,11 @@ import nbformat
 import pytest
 import yaml
 
-from analysis.notebook_parameters import declared_parameters, fits, parse_value
-from analysis.notebook_runs import NotebookJob, job_identity, read_state
-from analysis.progress import NotebookProgress
-from analysis.report import NOTEBOOKS, main, override_parameters, profile_jobs, select_jobs
-from analysis.report_page import flatten, notebook_section, write_page
+from analysis.report.__main__ import NOTEBOOKS, main, override_parameters, profile_jobs, select_jobs
+from analysis.report.page import flatten, notebook_section, write_page
+from analysis.report.parameters import declared_parameters, fits, parse_value
+from analysis.report.progress import NotebookProgress
+from analysis.report.runs import NotebookJob, job_identity, read_state
 from core.errors import GroundingError
 
 DOT = base64.b64encode(
@@ -130,7 +130,7 @@ def test_html_hides_code_and_fetches_nothing(report):
 
 
 def test_formulas_keep_their_script(tmp_path):
-    from analysis.notebook_html import export_html
+    from analysis.report.notebook_html import export_html
 
     html = export_html(write_notebook(tmp_path / "formula.ipynb", ["# Mean\n\n$A - \\bar A$"])).read_text()
     assert re.search(r'<script src="http[^"]*mathjax', html, flags=re.IGNORECASE)

@@ -11,8 +11,9 @@ from tiny_sam import random_sam, segmenter
 
 from core.errors import GroundingError
 from core.masks import Segmenter
+from core.provenance import fingerprint, run_config
 from core.records import RunStore
-from core.run import fingerprint, ground_dataset, run_config
+from core.run import ground_dataset
 
 ANSWER = "The image features a cat and a red cup on the table."
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from core.embedded.dataset import write_dataset
-from core.embedded.glyphs import CATEGORIES, silhouette
-from core.embedded.scenes import COLOURS, make_scene
 from core.errors import GroundingError
+from embedded.scenes.dataset import write_dataset
+from embedded.scenes.glyphs import CATEGORIES, silhouette
+from embedded.scenes.scenes import COLOURS, make_scene
 
 NON_SQUARE = [(96, 160), (160, 96)]
 

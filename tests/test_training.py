@@ -179,7 +179,7 @@ def test_records_are_read_as_llava_writes_them(data, pictures):
 
 
 def test_the_scenes_are_training_data(tmp_path):
-    from core.embedded.dataset import write_dataset
+    from embedded.scenes.dataset import write_dataset
 
     write_dataset(tmp_path, n=2, size=(64, 80))
     samples = read_samples(tmp_path / "conversations.json")
@@ -700,7 +700,7 @@ def test_cluster_configurations_are_accelerates(name):
 
 
 def test_repetitions_are_drawn_thin_beneath_their_mean(tmp_path):
-    from analysis.losses import load_losses, plot_losses, reading
+    from analysis.training.losses import load_losses, plot_losses, reading
 
     for seed in (0, 1, 2):
         (tmp_path / str(seed)).mkdir()
@@ -723,7 +723,7 @@ def test_repetitions_are_drawn_thin_beneath_their_mean(tmp_path):
 
 
 def test_losses_are_drawn_and_averaged(runs, tmp_path):
-    from analysis.losses import converged_loss, load_losses, plot_losses
+    from analysis.training.losses import converged_loss, load_losses, plot_losses
 
     directories = {f"stage {stage}": runs["llava", stage][2].parent for stage in (1, 2)}
     losses = load_losses(directories)
@@ -807,7 +807,7 @@ def test_what_learns_begins_anew_and_the_rest_stays(models, tmp_path):
 
 
 def training_settings(tmp_path, **changes):
-    from analysis.training import TrainingSettings
+    from analysis.training.settings import TrainingSettings
 
     return TrainingSettings(**{"output_dir": str(tmp_path / "out"), "n_images": 2} | changes)
 
@@ -833,7 +833,7 @@ def test_training_settings_that_cannot_be_used_are_refused(tmp_path, changes, me
 def test_shell_commands_are_the_notebooks_run(tmp_path):
     import shlex
 
-    from analysis.training import shell_commands
+    from analysis.training.settings import shell_commands
     from core.training.__main__ import _given, _parser
     from core.training.recipes import Recipe
 
@@ -860,7 +860,7 @@ def test_shell_commands_are_the_notebooks_run(tmp_path):
 
 @pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
 def test_marked_text_is_what_is_learnt(data, processor, template):
-    from analysis.training_samples import label_runs, samples_html
+    from analysis.training.samples import label_runs, samples_html
 
     dataset = ConversationData(read_samples(data), processor, template=template)
     for sample in dataset.samples:

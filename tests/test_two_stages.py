@@ -9,16 +9,16 @@ import pytest
 import torch
 from tiny_family import tiny_data
 
-from core.embedded import two_stages
-from core.embedded.experiments import planned_runs, record, run_folder, run_stage_one
-from core.embedded.feature_cache import smaller
-from core.embedded.pictures import normalise
-from core.embedded.two_stages import StageRecipe, caption_sample, run_stage, visual_features
-from core.embedded.variants import TABLE5, TABLE6, VARIANTS, build_encoder, build_llava
 from core.errors import GroundingError
 from core.lmm import load_lmm
 from core.training.loss_log import read_losses
 from core.training.templates import IGNORE
+from embedded.encoder_study import two_stages
+from embedded.encoder_study.experiments import planned_runs, record, run_folder, run_stage_one
+from embedded.encoder_study.feature_cache import smaller
+from embedded.encoder_study.two_stages import StageRecipe, caption_sample, run_stage, visual_features
+from embedded.encoder_study.variants import TABLE5, TABLE6, VARIANTS, build_encoder, build_llava
+from embedded.scenes.pictures import normalise
 
 ONE, TWO = StageRecipe(1, scenes=16, batch=4), StageRecipe(2, scenes=16, batch=4, learning_rate=1e-3)
 
@@ -133,7 +133,7 @@ def test_stage_two_needs_a_start_and_held_out_scenes_stay_out(data, tmp_path):
 
 
 def test_the_result_is_a_model_like_any_other(data, stages):
-    from core.embedded.scenes import make_scene
+    from embedded.scenes.scenes import make_scene
 
     lmm = load_lmm(stages / "two" / "model", geometry="pad")
     generation = lmm.generate(make_scene("val", 0, size=(120, 160)).image, "What is this?", max_new_tokens=3)

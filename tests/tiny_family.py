@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from tiny_diffusion import livelier, tiny_diffusion
 
-from core.embedded.feature_cache import FeatureCache
-from core.embedded.pictures import training_scenes
-from core.embedded.reader import ReaderRecipe, build_reader
-from core.embedded.tokenizer import train_tokenizer
-from core.embedded.two_stages import TrainingData
-from core.embedded.variants import Parts
+from embedded.encoder_study.feature_cache import FeatureCache
+from embedded.encoder_study.two_stages import TrainingData
+from embedded.encoder_study.variants import Parts
+from embedded.recipes.language_model import ReaderRecipe, build_reader
+from embedded.recipes.tokenizer import train_tokenizer
+from embedded.scenes.pictures import training_scenes
 
 SCENES = 24
 

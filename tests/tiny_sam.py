@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from core.embedded.sam import SamConfig, build_sam, save
 from core.masks import Segmenter
+from core.sam import SamConfig, build_sam, save_sam
 
 CONFIG = SamConfig(image_size=128, patch_size=16, width=32, depth=2, heads=2, window=4, prompt_width=32)
 
 
 def tiny_sam(directory: Path, *, seed: int = 0) -> Path:
     """A random checkpoint as a directory (config.json and model.safetensors); returns it."""
-    save(random_sam(seed), CONFIG, directory)
+    save_sam(random_sam(seed), CONFIG, directory)
     return directory
 
 

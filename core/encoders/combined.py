@@ -10,17 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from core.encoders.frozen import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    FrozenEncoder,
-    PositionalEncoding,
-    as_tokens,
-    check_picture,
-    to_grid_size,
-)
+from core.encoders.frozen import FrozenEncoder, PositionalEncoding, as_tokens, check_picture, to_grid_size
+from core.encoders.normalisation import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from core.errors import GroundingError
 
 BRANCH = ("config", "layer", "skip", "cell", "width", "mean", "std")

@@ -6,7 +6,8 @@ from typing import Any, no_type_check
 
 from transformers import CLIPVisionConfig, PreTrainedConfig
 
-from core.encoders.frozen import CLIP_MEAN, CLIP_STD, check_picture
+from core.encoders.frozen import check_picture
+from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
 
 LATENTS = ("mean", "sample")

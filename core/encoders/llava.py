@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.encoders.frozen import CLIP_MEAN, CLIP_STD
+from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
 
 SQUARES = ("crop", "pad")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.encoders.frozen import CLIP_MEAN, CLIP_STD
+from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
 from core.prompts import LLAVA_SYSTEM
 

@@ -1,0 +1,77 @@
+"""Every layer's heads as pictures: their maps of one token (Figure 5), and how often each points right."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+
+from analysis.figures import PALETTE, new_axes, shared_norm
+from analysis.mosaics import plot_mosaic
+
+
+def plot_head_maps(
+    maps: Float[np.ndarray, "l n h w"],
+    *,
+    norm: Normalize | None = None,
+    center: float | None = None,
+    colorbar: str = "attention",
+    ax: Axes | None = None,
+) -> Axes:
+    """All layers (rows) by heads (columns) of one token, on one colour scale (Figure 5).
+
+    The scale ends at the 99.8th percentile unless `norm` is given, or a few cells of one head leave the rest dark.
+    """
+    layers, heads, height, width = maps.shape
+    side = min(1.0, 14 / heads)  # inches of a tile
+    ax = new_axes(1.5 + side * heads, 0.8 + side * layers * height / width) if ax is None else ax
+    labels = [f"layer {layer} head {head}" for layer in range(layers) for head in range(heads)]
+    flat = maps.reshape(-1, height, width)
+    norm = shared_norm(flat, center=center, quantile=0.998) if norm is None else norm
+    plot_mosaic(flat, labels, columns=heads, norm=norm, center=center, captions=False, colorbar=colorbar, ax=ax)
+    pitch, tall = height / width + 0.08, height / width
+    for layer in range(layers):
+        ax.text(-0.12, layer * pitch + tall / 2, f"layer {layer}", ha="right", va="center", fontsize=8)
+    for head in range(heads):
+        ax.text(
+            head * 1.08 + 0.5,
+            -0.08,
+            f"head {head}",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            rotation=90 if heads > 12 else 0,
+        )
+    return ax
+
+
+def plot_head_accuracy(
+    percent: Float[np.ndarray, "l n"], *, reference: float, chance: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """PAcc (percent) of every head as a heat map; lines on the colour bar mark the mean over all heads and chance."""
+    layers, heads = percent.shape
+    ax = new_axes(min(12, 4 + 0.5 * heads), min(10, 1.5 + 0.4 * layers)) if ax is None else ax
+    top = float(np.nanmax([1.0, reference, *percent.ravel()])) * 1.05
+    drawn = ax.imshow(percent, cmap="viridis", vmin=0, vmax=top, label="PAcc", aspect="auto")
+    ax.set(
+        xlabel="head",
+        ylabel="layer",
+        xticks=range(0, heads, max(1, heads // 16)),
+        yticks=range(0, layers, max(1, layers // 16)),
+    )
+    if percent.size <= 150:
+        for (layer, head), value in np.ndenumerate(percent):
+            colour = "white" if value < 0.6 * top else "black"
+            ax.text(head, layer, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.06, pad=0.03)
+    bar.ax.set_title("PAcc of\none head (%)", fontsize=8, pad=8)
+    marks = {"mean over all heads": reference} | ({} if chance is None else {"random point": chance})
+    for name, value in marks.items():
+        if np.isnan(value):
+            continue
+        bar.ax.axhline(value, color=PALETTE[5] if name.startswith("mean") else "white", linewidth=2, label=name)
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (28, 0), "textcoords": "offset points"}
+        bar.ax.annotate(f"{name}: {value:.1f}", (1, value), va="center", fontsize=8, **place)
+    bar.ax.set_ylim(0, top)
+    return ax

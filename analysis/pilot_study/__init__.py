@@ -1,0 +1,1 @@
+"""Table 1: do the words of a description point at the right pixels?"""

@@ -1,0 +1,162 @@
+"""Several models in one pilot study: a record folder for each, a row for each in Table 1, paired differences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.pilot_study.table import (
+    ATTENDED,
+    RANDOM,
+    Predictions,
+    as_table,
+    baseline_row,
+    chance_accuracy,
+    model_row,
+    pilot_table,
+)
+from analysis.scoring.coco import CocoDataset
+from analysis.scoring.metrics import Interval, difference_interval, per_image, point_hits
+from analysis.settings import Settings
+from analysis.tables import Provenance
+from core.errors import GroundingError
+
+
+@dataclass(frozen=True)
+class StudiedModel:
+    """One model of a study.
+
+    Attributes:
+        label: its row's name.
+        settings: the study's, with this model.
+        records: folder of its records.
+    """
+
+    label: str
+    settings: Settings
+    records: Path
+
+
+def studied_models(settings: Settings, models: Mapping[str, Any]) -> tuple[StudiedModel, ...]:
+    """The models of a study in their order; without `models` the single one of the settings.
+
+    Args:
+        models: label to model, as `core.load_lmm` takes it.
+
+    Raises:
+        GroundingError: a label or a model that is no text or empty, the baseline's label, or two labels whose folders
+            would be the same.
+    """
+    if not models:
+        return (StudiedModel(ATTENDED, settings, settings.path("records")),)
+    folders: dict[str, str] = {}
+    for label, model in models.items():
+        if not all(isinstance(text, str) and text.strip() for text in (label, model)):
+            raise GroundingError(f"models has {label!r}: {model!r}; give `label: model` pairs of two texts")
+        if label.startswith(RANDOM):
+            raise GroundingError(f"the label {label!r} is the baseline's; choose another")
+        folder = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+        if not folder or folder in folders.values():
+            raise GroundingError(
+                f"the label {label!r} would keep its records in {folder!r}, like another one or without a name; "
+                "labels must differ in letters or digits"
+            )
+        folders[label] = folder
+    return tuple(
+        StudiedModel(label, replace(settings, model=models[label]), settings.path("records", folder))
+        for label, folder in folders.items()
+    )
+
+
+def model_names(models: Sequence[StudiedModel]) -> Settings:
+    """The study's settings with all its models' names as `model`, for a provenance of all of them."""
+    return replace(models[0].settings, model="; ".join(dict.fromkeys(run.settings.model for run in models)))
+
+
+def headline(models: Sequence[StudiedModel], provenance: Provenance) -> str:
+    """Title of figures: names the model where there is one, counts them where there are several."""
+    if len(models) == 1:
+        return provenance.headline()
+    return f"{len(models)} models on {provenance.data}, {provenance.n_images} images"
+
+
+def study_table(
+    predictions: Mapping[str, Predictions],
+    baseline: Sequence[dict[str, Any]],
+    dataset: CocoDataset,
+    *,
+    models: Sequence[StudiedModel],
+    n_draws: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`pilot_table` of one model as it is; of several, the baseline, then one row for each.
+
+    Args:
+        predictions: of each model by its label.
+        baseline, dataset, n_draws, seed: as in `pilot_table`.
+        models: the study's.
+
+    Returns:
+        The columns of `pilot_table`; with several models also `model` and, in place of the row of chance, `chance`: the
+        PAcc expected of uniformly random points for the phrases that the model said.
+    """
+    if len(models) == 1:
+        return pilot_table(predictions[models[0].label], baseline, dataset, n_draws=n_draws, seed=seed)
+    rows = [baseline_row(baseline, dataset, n_draws=n_draws, seed=seed) | {"model": ""}]
+    for run in models:
+        found = predictions[run.label]
+        chance = 100 * chance_accuracy(found, dataset, seed=seed).value
+        own = {"model": run.settings.model, "chance": chance}
+        rows.append(model_row(run.label, found, dataset, seed=seed) | own)
+    table = as_table(rows, dataset)
+    names = ["method", "model", "PAcc", "PAcc_low", "PAcc_high", "chance"]
+    return table[[*names, *(name for name in table.columns if name not in names)]]
+
+
+def accuracy_differences(
+    predictions: Mapping[str, Predictions], dataset: CocoDataset, *, seed: int = 0
+) -> pd.DataFrame:
+    """PAcc of each model minus that of the first, in percentage points, with paired bootstrap intervals over images.
+
+    Returns:
+        `method`, `PAcc`, `low`, `high`; one row for each model but the first.
+    """
+    counted = {label: _hits(found, dataset) for label, found in predictions.items()}
+    first, *others = counted
+    rows = []
+    for label in others:
+        (hits, phrases), (own_hits, own_phrases) = counted[first], counted[label]
+        found = difference_interval((hits, own_hits), (phrases, own_phrases), seed=seed)
+        rows.append({"method": label, "PAcc": 100 * found.value, "low": 100 * found.low, "high": 100 * found.high})
+    return pd.DataFrame(rows, columns=["method", "PAcc", "low", "high"])
+
+
+def compare(differences: pd.DataFrame, first: str) -> str:
+    """Which models point better or worse than the first by more than the images' chance allows."""
+    lines = [
+        f"PAcc against {first} on the same images (95 % intervals, paired bootstrap, not corrected for their number):"
+    ]
+    for row in differences.to_dict("records"):
+        verdict = "higher" if row["low"] > 0 else "lower" if row["high"] < 0 else "not told apart"
+        interval = Interval(*(row[name] / 100 for name in ("PAcc", "low", "high")))
+        lines.append(
+            f"  {row['method']}: {verdict if pd.notna(row['PAcc']) else 'nothing to compare'}, {interval.points()}"
+        )
+    return "\n".join(lines)
+
+
+def stack(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One frame of each model's, with its label as `method`; of one model its frame as it is."""
+    if len(frames) == 1:
+        return next(iter(frames.values()))
+    return pd.concat([frame.assign(method=label)[["method", *frame.columns]] for label, frame in frames.items()])
+
+
+def _hits(predictions: Predictions, dataset: CocoDataset) -> tuple[Any, Any]:
+    matched = predictions.matched
+    return per_image(pd.Series(point_hits(matched, dataset), index=matched.index), matched["image_id"], dataset)

@@ -1,0 +1,195 @@
+"""The pilot study (Table 1 of the paper): descriptions scored as instance segmentation of what they mention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.scoring.coco import CocoDataset
+from analysis.scoring.matching import THRESHOLD, CategoryMatcher
+from analysis.scoring.metrics import AP_AR, Interval, mask_ap_ar, per_image, point_hits, ratio_interval
+from analysis.scoring.random_point import area_shares, phrase_chances, random_points
+
+RANDOM, ATTENDED = "Random Point", "attend-and-segment"
+PHRASE_COLUMNS = ["image_id", "phrase", "text", "root", "category_id", "category", "similarity", "x", "y"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run of records says about a dataset.
+
+    Attributes:
+        phrases: one row per phrase (`PHRASE_COLUMNS`); `category_id` is <NA> where the phrase matched no annotated
+            category.
+        results: COCO result dicts of the matched phrases' masks (three each where the records keep all of SAM's masks).
+        answers: image id to answer.
+    """
+
+    phrases: pd.DataFrame
+    results: list[dict[str, Any]]
+    answers: dict[int, str]
+
+    @property
+    def matched(self) -> pd.DataFrame:
+        """The phrases that matched a category, with an integer `category_id`."""
+        kept = self.phrases[self.phrases["category_id"].notna()]
+        return kept.assign(category_id=kept["category_id"].astype(int))
+
+
+def collect_predictions(
+    records: Iterable[tuple[str, Any]],
+    dataset: CocoDataset,
+    nlp: Any,
+    *,
+    match_by: str = "head",
+    threshold: float = THRESHOLD,
+) -> Predictions:
+    """Match every phrase of every record to a category of its image.
+
+    Args:
+        records: (image id, Grounding) pairs.
+        dataset: the ground truth of the same images.
+        nlp, match_by, threshold: as in `CategoryMatcher`.
+
+    Raises:
+        GroundingError: a record of an image that is not in the dataset.
+    """
+    matcher = CategoryMatcher(nlp, by=match_by, threshold=threshold)
+    rows: list[tuple[Any, ...]] = []
+    results: list[dict[str, Any]] = []
+    answers: dict[int, str] = {}
+    for record_id, grounding in records:
+        image = dataset.image(record_id)
+        answers[image.id] = grounding.generation.text
+        present = dataset.annotated(image.id)
+        for number, phrase in enumerate(grounding.phrases):
+            category_id, score = matcher.best(phrase, present)
+            x, y = (float(value) for value in grounding.points[number])
+            name = present[category_id] if category_id is not None else ""
+            rows.append((image.id, number, phrase.text, phrase.root, category_id, name, score, x, y))
+            if category_id is not None:
+                results.extend(
+                    _results(image.id, category_id, grounding.masks[number], grounding.scores[number].tolist())
+                )
+    phrases = pd.DataFrame(rows, columns=PHRASE_COLUMNS)
+    return Predictions(phrases.astype({"category_id": "Int64"}), results, answers)
+
+
+def _results(image_id: int, category_id: int, masks: Sequence[dict], scores: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"image_id": image_id, "category_id": category_id, "segmentation": mask, "score": float(score)}
+        for mask, score in zip(masks, scores, strict=True)
+    ]
+
+
+def point_accuracy(predictions: Predictions, dataset: CocoDataset, *, draws: int = 2000, seed: int = 0) -> Interval:
+    """PAcc of the matched phrases' prompt points, with a bootstrap interval over images.
+
+    With three masks per phrase the released code counts each phrase's point three times; the share is the same.
+    """
+    matched = predictions.matched
+    hits = pd.Series(point_hits(matched, dataset), index=matched.index)
+    return ratio_interval(*per_image(hits, matched["image_id"], dataset), draws=draws, seed=seed)
+
+
+def random_accuracy(dataset: CocoDataset, *, n_draws: int = 100, seed: int = 0, draws: int = 2000) -> Interval:
+    """PAcc of "Random Point", measured over `n_draws` random points per annotated category; interval over images."""
+    points = pd.concat([random_points(dataset, seed=seed, draw=draw) for draw in range(n_draws)], ignore_index=True)
+    hits = pd.Series(point_hits(points, dataset))
+    return ratio_interval(*per_image(hits, points["image_id"], dataset), draws=draws, seed=seed)
+
+
+def expected_random_accuracy(dataset: CocoDataset) -> float:
+    """The exact expectation of `random_accuracy`: the mean share of the image that an annotated category covers."""
+    return float(area_shares(dataset)["share"].mean())
+
+
+def chance_accuracy(predictions: Predictions, dataset: CocoDataset, *, seed: int = 0, draws: int = 2000) -> Interval:
+    """Expected PAcc if each matched phrase's point were uniformly random: chance for the phrases the model said."""
+    matched = predictions.matched
+    chance = phrase_chances(matched, dataset)
+    return ratio_interval(*per_image(chance, matched["image_id"], dataset), draws=draws, seed=seed)
+
+
+def pilot_table(
+    predictions: Predictions,
+    baseline: Sequence[dict[str, Any]],
+    dataset: CocoDataset,
+    *,
+    n_draws: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Our rows of Table 1, in percent, the paper's columns first.
+
+    Args:
+        predictions: of the model.
+        baseline: COCO results of `segment_random_points` on the same dataset.
+        dataset: the ground truth.
+        n_draws: random points per category behind the baseline's PAcc.
+        seed: of the random points and the bootstrap.
+
+    Returns:
+        Rows "Random Point", "Random Point, one per matched phrase (expected)" (PAcc only) and "attend-and-segment";
+        columns `method`, `PAcc`, `PAcc_low`, `PAcc_high` (95 % interval over images), AP and AR by size, and the
+        counts behind them.
+    """
+    chance = _row(f"{RANDOM}, one per matched phrase (expected)", chance_accuracy(predictions, dataset, seed=seed), {})
+    own = model_row(ATTENDED, predictions, dataset, seed=seed)
+    return as_table([baseline_row(baseline, dataset, n_draws=n_draws, seed=seed), chance, own], dataset)
+
+
+def baseline_row(
+    baseline: Sequence[dict[str, Any]], dataset: CocoDataset, *, n_draws: int = 100, seed: int = 0
+) -> dict[str, Any]:
+    """The row "Random Point" of `pilot_table`."""
+    return _row(RANDOM, random_accuracy(dataset, n_draws=n_draws, seed=seed), mask_ap_ar(baseline, dataset))
+
+
+def model_row(method: str, predictions: Predictions, dataset: CocoDataset, *, seed: int = 0) -> dict[str, Any]:
+    """A model's row of `pilot_table`, with the counts behind it."""
+    said, matched = len(predictions.phrases), len(predictions.matched)
+    scores = _row(method, point_accuracy(predictions, dataset, seed=seed), mask_ap_ar(predictions.results, dataset))
+    counts = {"n_answers": len(predictions.answers), "n_phrases": said}
+    return {**scores, **counts, "matched_share": 100 * matched / said if said else float("nan")}
+
+
+def as_table(rows: Sequence[dict[str, Any]], dataset: CocoDataset) -> pd.DataFrame:
+    """Rows as a frame with `pilot_table`'s columns, then others that the rows have."""
+    columns = ["method", "PAcc", "PAcc_low", "PAcc_high", *AP_AR, "n_images", "n_answers", "n_phrases", "matched_share"]
+    frame = pd.DataFrame(
+        rows, columns=[*columns, *dict.fromkeys(name for row in rows for name in row if name not in columns)]
+    )
+    frame["n_images"] = len(dataset)
+    return frame.astype({"n_answers": "Int64", "n_phrases": "Int64"})
+
+
+def _row(method: str, accuracy: Interval, masks: dict[str, float]) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": method}
+    row |= {"PAcc": 100 * accuracy.value, "PAcc_low": 100 * accuracy.low, "PAcc_high": 100 * accuracy.high}
+    return row | {name: 100 * share for name, share in masks.items()}
+
+
+def reading(table: pd.DataFrame) -> str:
+    """What the pilot table shows, in its own numbers: a sentence or two for each model."""
+    rows = table.set_index("method")
+    models = [method for method in rows.index if not method.startswith(RANDOM)]
+    told = {method: _reading(rows.loc[method], rows.loc[RANDOM]) for method in models}
+    return "\n".join(said if method == ATTENDED else f"{method}: {said}" for method, said in told.items())
+
+
+def _reading(ours: pd.Series, blind: pd.Series) -> str:
+    if pd.isna(ours["PAcc"]):
+        return (
+            f"None of the {int(ours['n_phrases'])} phrases matched an annotated category, so there is nothing to score."
+        )
+    measured = (
+        f"The point prompts fall on their category in {ours['PAcc']:.1f} % of the matched phrases "
+        f"(95 % interval over {int(ours['n_images'])} images: {ours['PAcc_low']:.1f} to {ours['PAcc_high']:.1f}), "
+        f"a random point in {blind['PAcc']:.1f} %"
+    )
+    ratio = f": {ours['PAcc'] / blind['PAcc']:.1f} times as often" if blind["PAcc"] > 0 else ""
+    masks = f"Mask AP is {ours['AP']:.1f} against {blind['AP']:.1f}, mask AR {ours['AR']:.1f} against {blind['AR']:.1f}"
+    return f"{measured}{ratio}. {masks}."

@@ -1,0 +1,1 @@
+"""`python -m analysis.report`: a profile's notebooks, run through papermill and gathered in one page."""

@@ -1,0 +1,163 @@
+"""`python -m analysis.report`: run a profile's notebooks and gather what they wrote into one page.
+
+A profile is a directory of parameter files, `notebooks/parameters/<profile>/<notebook>.yaml`; every file names the
+notebook to run and the values to run it with. Results go to `<output>/<notebook>/`, the page to `<output>/index.html`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.report.page import write_page
+from analysis.report.parameters import (
+    OUTPUT_DIR,
+    declared_parameters,
+    parameter_problems,
+    parse_value,
+    unknown_name_message,
+)
+from analysis.report.progress import NotebookProgress
+from analysis.report.runs import NotebookJob, count_cells, run_notebook
+from core.errors import GroundingError
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def profile_jobs(profile: str, output: Path, *, notebooks: Path = NOTEBOOKS) -> list[NotebookJob]:
+    """The jobs of a profile, by name, with the values of their parameter files.
+
+    Raises:
+        GroundingError: no such profile, a parameter file without its notebook, or one that is no mapping.
+    """
+    directory = notebooks / "parameters" / profile
+    files = sorted(directory.glob("*.yaml"))
+    if not files:
+        others = sorted(path.name for path in directory.parent.glob("*") if path.is_dir())
+        raise GroundingError(f"no parameter files in {directory}; profiles there: {', '.join(others) or 'none'}")
+    jobs = []
+    for file in files:
+        notebook = notebooks / f"{file.stem}.ipynb"
+        if not notebook.is_file():
+            raise GroundingError(f"{file} belongs to no notebook: {notebook} does not exist")
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            raise GroundingError(f"{file} must hold `name: value` lines, got {type(values).__name__}")
+        jobs.append(NotebookJob(notebook=notebook, parameters=values, directory=output / file.stem))
+    return jobs
+
+
+def select_jobs(jobs: Sequence[NotebookJob], names: Sequence[str]) -> list[NotebookJob]:
+    """The named jobs in the profile's order; all of them when no name is given.
+
+    Raises:
+        GroundingError: a name that is not in the profile.
+    """
+    known = [job.name for job in jobs]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise GroundingError(f"no notebook {', '.join(unknown)} in this profile; it has: {', '.join(known)}")
+    return [job for job in jobs if not names or job.name in names]
+
+
+def override_parameters(jobs: Sequence[NotebookJob], words: Sequence[tuple[str, str]]) -> list[NotebookJob]:
+    """The jobs with `name value` words from the command line put into every job that declares the name.
+
+    Raises:
+        GroundingError: no job declares the name, or a value (from the files or the words) does not fit; every problem
+            is named in one message.
+    """
+    declared = {job.name: declared_parameters(job.notebook) for job in jobs}
+    settable = sorted({name for parameters in declared.values() for name in parameters} - {OUTPUT_DIR})
+    problems = [
+        unknown_name_message(name, settable, "every notebook of this run" if len(jobs) > 1 else jobs[0].name)
+        for name, _ in words
+        if not any(name in parameters for parameters in declared.values())
+    ]
+    changed = []
+    for job in jobs:
+        own = declared[job.name]
+        values = {name: parse_value(text, own[name].annotation) for name, text in words if name in own}
+        job = replace(job, parameters={**job.parameters, **values})
+        problems += parameter_problems(job.notebook, job.parameters)
+        changed.append(job)
+    if problems:
+        raise GroundingError("\n".join(problems))
+    return changed
+
+
+def run_report(
+    jobs: Sequence[NotebookJob],
+    output: Path,
+    *,
+    profile: str,
+    listed: Sequence[NotebookJob] = (),
+    **run_options: Any,
+) -> Mapping[str, str]:
+    """Run the jobs one after another and keep `index.html` up to date; returns notebook name -> status.
+
+    Args:
+        listed: the jobs that the page shows (the whole profile); the jobs run when empty.
+        run_options: `force`, `fresh` and `timeout` of `run_notebook`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    shown = {job.name: job for job in (*listed, *jobs)}
+    statuses = {}
+    with NotebookProgress({job.name: count_cells(job) for job in jobs}) as progress:
+        for job in jobs:
+            statuses[job.name] = run_notebook(job, progress=progress, **run_options).status
+            write_page(output, list(shown.values()), profile=profile)
+    return statuses
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("--profile", default="embedded", help="directory of notebooks/parameters/ (default: embedded)")
+    parser.add_argument("--output", type=Path, help="where results go (default: reports/<profile>)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these notebooks of the profile")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
+                        help="set a parameter in every notebook that declares it; may be repeated")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="run finished notebooks again; records are kept")
+    parser.add_argument("--fresh", action="store_true", help="delete earlier results, records included, and run again")
+    parser.add_argument("--timeout", type=int, metavar="SECONDS", help="limit for one cell (default: none)")
+    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="directory of notebooks and parameters/")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 when every notebook finished, 1 when one failed, 2 when nothing could be started."""
+    options = _arguments(argv)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    output = options.output or Path("reports") / options.profile
+    try:
+        listed = profile_jobs(options.profile, output, notebooks=options.notebooks)
+        jobs = override_parameters(select_jobs(listed, options.only), [tuple(pair) for pair in options.parameters])
+        statuses = run_report(
+            jobs,
+            output,
+            profile=options.profile,
+            listed=listed,
+            force=options.force,
+            fresh=options.fresh,
+            timeout=options.timeout,
+        )
+    except GroundingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = [name for name, status in statuses.items() if status != "finished"]
+    print(f"{len(statuses) - len(failed)} of {len(statuses)} notebooks finished -> {output / 'index.html'}")
+    if failed:
+        print(f"failed: {', '.join(failed)}; the page and {output}/<notebook>/ say why", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

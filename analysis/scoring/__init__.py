@@ -1,0 +1,1 @@
+"""Predictions against annotations: the dataset, matching of phrases to categories, metrics, chance."""

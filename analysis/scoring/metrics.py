@@ -1,0 +1,175 @@
+"""Point accuracy, mask AP/AR and bootstrap intervals. Shares lie in 0..1; tables turn them into percent."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Shaped
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from analysis.scoring.coco import CocoDataset
+from core.errors import GroundingError
+
+AP_AR = {"AP_S": 3, "AP_M": 4, "AP_L": 5, "AP": 0, "AR_S": 9, "AR_M": 10, "AR_L": 11, "AR": 8}
+"""The paper's columns, in its order, and their places among COCOeval's twelve numbers (AR: at most 100 detections)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its bootstrap interval; nan where there was nothing to estimate from."""
+
+    value: float
+    low: float
+    high: float
+
+    def percent(self) -> str:
+        """For example "34.0 [31.2, 36.9] %"."""
+        if np.isnan(self.value):
+            return "undefined (no samples)"
+        return f"{self._numbers()} %"
+
+    def points(self) -> str:
+        """A difference of shares, for example "-2.4 [-6.8, 1.9] percentage points"."""
+        return "undefined (no samples)" if np.isnan(self.value) else f"{self._numbers()} percentage points"
+
+    def _numbers(self) -> str:
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def point_hits(points: pd.DataFrame, dataset: CocoDataset, *, crowds: bool = True) -> Bool[np.ndarray, " p"]:
+    """Whether each point lies on a pixel of its category in its image.
+
+    Args:
+        points: columns `image_id`, `category_id`, `x`, `y`; continuous pixels of the original image, so the point (x,
+            y) lies in column floor(x), row floor(y).
+        dataset: the ground truth.
+        crowds: a category's crowd regions count as its pixels: a point on a crowd of people is on a person.
+
+    Raises:
+        GroundingError: a point lies outside its image.
+
+    Source: PAcc, section 4.1: "the ratio of prompt points that correctly fall into the masks of the corresponding
+        category". The paper does not speak of crowd regions; we count them, and `crowds=False` does not.
+    """
+    hits = np.zeros(len(points), dtype=bool)
+    columns, rows = np.floor(points["x"].to_numpy(float)), np.floor(points["y"].to_numpy(float))
+    position = pd.Series(np.arange(len(points)))
+    keys = [points["image_id"].to_numpy(int), points["category_id"].to_numpy(int)]
+    for (image_id, category_id), group in position.groupby(keys):
+        union = dataset.union_mask(int(image_id), int(category_id), crowds=crowds)
+        where = group.to_numpy()
+        i, j = rows[where], columns[where]
+        outside = (i < 0) | (j < 0) | (i >= union.shape[0]) | (j >= union.shape[1])
+        if outside.any():
+            bad = points.iloc[where[outside.argmax()]]
+            raise GroundingError(
+                f"point (x, y) = ({bad['x']}, {bad['y']}) lies outside image {image_id} of (H, W) {union.shape}; "
+                "points must be in pixels of the original image"
+            )
+        hits[where] = union[i.astype(int), j.astype(int)]
+    return hits
+
+
+def mask_ap_ar(results: Sequence[dict[str, Any]], dataset: CocoDataset) -> dict[str, float]:
+    """COCO `segm` AP and AR, over all sizes and for small, medium and large objects (standard areas, 100 detections).
+
+    Args:
+        results: COCO result dicts: `image_id`, `category_id`, `segmentation` (compressed RLE), `score`.
+        dataset: the ground truth; its images without predictions count as missed, its crowd regions are ignored.
+
+    Returns:
+        `AP_AR`'s names to shares; nan where the ground truth has no object of that size.
+    """
+    known = {image.id for image in dataset.images}
+    results = [result for result in results if result["image_id"] in known]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _indexed(dataset.to_coco())
+        evaluation = COCOeval(truth, _detections(results, truth), iouType="segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(evaluation.stats[i]) if evaluation.stats[i] >= 0 else float("nan") for name, i in AP_AR.items()}
+
+
+def _indexed(content: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _detections(results: Sequence[dict[str, Any]], truth: COCO) -> COCO:
+    """As `COCO.loadRes`, which fails on an empty list."""
+    entries = [
+        copy.copy(result)
+        | {
+            "id": number,
+            "area": float(rle.area(result["segmentation"])),
+            "bbox": [float(value) for value in rle.toBbox(result["segmentation"])],
+            "iscrowd": 0,
+        }
+        for number, result in enumerate(results, start=1)
+    ]
+    return _indexed(truth.dataset | {"annotations": entries})
+
+
+def ratio_interval(
+    numerators: Shaped[np.ndarray, " images"],
+    denominators: Shaped[np.ndarray, " images"],
+    *,
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Sum of numerators over sum of denominators, with a percentile bootstrap over images.
+
+    Images, not points, are resampled: the points of one image share its answer and are not independent.
+    """
+    return _bootstrap((numerators, denominators), _ratio, draws, level, seed)
+
+
+def difference_interval(
+    numerators: tuple[Shaped[np.ndarray, " images"], Shaped[np.ndarray, " images"]],
+    denominators: tuple[Shaped[np.ndarray, " images"], Shaped[np.ndarray, " images"]],
+    *,
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Second ratio minus first, both on the same resampled images (paired bootstrap)."""
+    return _bootstrap((*numerators, *denominators), lambda a, b, c, d: _ratio(b, d) - _ratio(a, c), draws, level, seed)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(denominator > 0, numerator / denominator, np.nan)
+
+
+def _bootstrap(columns: Sequence[np.ndarray], statistic: Any, draws: int, level: float, seed: int) -> Interval:
+    table = np.stack([np.asarray(column, dtype=float) for column in columns])
+    n = table.shape[1]
+    value = float(statistic(*table.sum(axis=1, keepdims=True))[0])
+    if np.isnan(value):
+        return Interval(value, value, value)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+    resampled = statistic(*(table @ counts.T))
+    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def per_image(values: pd.Series, image_ids: pd.Series, dataset: CocoDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and count of `values` for every image of the dataset, in its order; zeros for images without any."""
+    order = [image.id for image in dataset.images]
+    grouped = values.astype(float).groupby(image_ids.to_numpy(int))
+    return grouped.sum().reindex(order, fill_value=0.0).to_numpy(), grouped.count().reindex(
+        order, fill_value=0
+    ).to_numpy()

@@ -1,0 +1,89 @@
+"""What made a result: model, data, options, and the versions of the packages behind them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from core.phrases import pipeline_name
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+
+    from core.lmm import LMM
+    from core.masks import Segmenter
+
+PACKAGES = (
+    "attend-and-segment",
+    "torch",
+    "transformers",
+    "segment-anything",
+    "spacy",
+    "pycocotools",
+    "numpy",
+    "pillow",
+)
+
+
+def run_config(
+    *,
+    lmm: LMM,
+    segmenter: Segmenter | None,
+    nlp: Language,
+    prompt: str | Mapping[str, str],
+    seed: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What determines a run's results, to open its `RunStore` with.
+
+    Models are named and, as a name can come to stand for other weights, marked by a fingerprint of their parameters.
+
+    Args:
+        lmm, segmenter, nlp, prompt: as for `ground_dataset`.
+        seed: of whatever is random in the run (the choice of images, sampling).
+        **options: everything else that is passed to `ground_dataset` and changes its records.
+    """
+    model = {
+        "name_or_path": lmm.name,
+        "revision": getattr(lmm.model.config, "_commit_hash", None),
+        "dtype": str(lmm.model.dtype),
+        "geometry": lmm.family.geometry,
+        "template": lmm.template,
+        "fingerprint": fingerprint(lmm.model),
+    }
+    sam = None
+    if segmenter is not None:
+        sam = {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
+    prompt = prompt if isinstance(prompt, str) else dict(prompt)
+    return {
+        "model": model,
+        "segmenter": sam,
+        "nlp": pipeline_name(nlp),
+        "prompt": prompt,
+        "seed": seed,
+        "options": options,
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Short hash of the names, shapes and first values of a model's parameters, the same on every device."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:8].to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str | None]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions

@@ -1,0 +1,220 @@
+"""LLaVA's two stages for the embedded models: the same data and steps for every visual encoder.
+
+Stage 1 trains the projector and whatever learns in the encoder (captioner, positional encoding) on captions, with the
+language model frozen; stage 2 trains the language model as well, on conversations. Text is the only supervision. It
+differs from `core.training` in two ways only: frozen features come from a `FeatureCache` instead of pictures, and at
+this size the whole language model is trained in stage 2 instead of LoRA's weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.atomic import write_atomically
+from core.errors import GroundingError
+from core.training.loss_log import FILE, append_loss, rewind
+from core.training.stages import visual_parts
+from core.training.templates import tokenize
+from embedded.encoder_study.feature_cache import FeatureCache
+from embedded.encoder_study.variants import build_llava, find_variant
+from embedded.recipes.fitting import Fit, fit
+from embedded.recipes.llava import Conversation, answer_loss, conversation
+from embedded.recipes.tokenizer import IMAGE
+from embedded.scenes.captions import DESCRIBE
+
+log = logging.getLogger(__name__)
+VISUAL_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """What one stage is, for every variant alike; `scenes` are the first of the training split, in whole chunks."""
+
+    stage: int
+    scenes: int
+    epochs: float = 1.0
+    batch: int = 32
+    learning_rate: float = 2e-3
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return int(self.scenes * self.epochs) // self.batch
+
+
+STAGE1 = StageRecipe(1, scenes=7_000)
+STAGE2 = StageRecipe(2, scenes=9_600, learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training scenes' texts, (caption, ((question, answer)...)) each, and their frozen features.
+
+    `held_out` are scenes that no stage trains on; `tags` are each scene's positions in `embedded.scenes.pictures.TAGS`.
+    """
+
+    texts: list
+    tags: list
+    cache: FeatureCache
+    held_out: range
+
+
+def run_stage(
+    name: str,
+    data: TrainingData,
+    output: Path,
+    recipe: StageRecipe,
+    *,
+    seed: int,
+    start: Path | None = None,
+) -> Path:
+    """Trains one stage of one variant; a finished run is left as it is, a killed one goes on.
+
+    Args:
+        name: of the variant.
+        output: gets `losses.jsonl`, `model` and, last, `result.json` with the loss on held-out scenes.
+        seed: of the new weights and of the samples' order.
+        start: stage 1's `output`; stage 2 needs it.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        GroundingError: unknown variant; stage 2 without a start; held-out scenes among the recipe's; `output` holds a
+            run with other settings.
+    """
+    variant, result = find_variant(name), output / "result.json"
+    settings = {"variant": name, "seed": seed, "recipe": asdict(recipe)}
+    if result.is_file():
+        found = json.loads(result.read_text())
+        if {key: found.get(key) for key in settings} != settings:
+            raise GroundingError(f"{output} holds a run with other settings; remove it or give another folder")
+        return output / "model"
+    if recipe.stage == 2 and start is None:
+        raise GroundingError("stage 2 starts from a model of stage 1; give its folder as start")
+    if recipe.scenes > data.held_out.start:
+        raise GroundingError(f"{recipe.scenes} scenes to train on reach into the held-out ones {data.held_out}")
+    output.mkdir(parents=True, exist_ok=True)
+    model, processor = build_llava(variant, data.cache.parts, seed=seed)
+    if start is not None:
+        load_learnt(model, start / "model")
+    prepare(model, recipe.stage)
+    frozen = data.cache.frozen(variant, range(recipe.scenes))
+    _train(model, processor.tokenizer, data.texts, frozen, recipe, output, seed=seed, title=f"{name}, {seed}")
+    held_out = data.cache.frozen(variant, data.held_out)
+    texts = [data.texts[number] for number in data.held_out]
+    loss = held_out_loss(model, processor.tokenizer, texts, held_out, recipe.stage)
+    model.set_attn_implementation({"text_config": "sdpa"})
+    model.eval().save_pretrained(output / "model")
+    processor.save_pretrained(output / "model")
+    found = {**settings, "steps": recipe.steps, "held_out_loss": loss}
+    write_atomically(result, json.dumps(found, indent=2).encode())
+    log.info("%s, seed %d, stage %d: held-out loss %.4f", name, seed, recipe.stage, loss)
+    return output / "model"
+
+
+def prepare(model: Any, stage: int) -> None:
+    """Makes trainable what learns in a stage: in both the visual parts, in stage 2 the language model, too."""
+    model.requires_grad_(False)
+    for part in visual_parts(model):
+        model.get_submodule(part).requires_grad_(True)
+    if stage == 2:
+        model.model.language_model.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+    model.train()
+    model.model.vision_tower.eval()
+    model.set_attn_implementation({"text_config": "eager"})  # on a CPU faster in training at such short lengths
+
+
+def load_learnt(model: Any, directory: Path) -> None:
+    """Loads another stage's weights into a model of the same variant."""
+    from transformers import LlavaForConditionalGeneration
+
+    stored = LlavaForConditionalGeneration.from_pretrained(directory)
+    model.load_state_dict(stored.state_dict())
+
+
+def visual_features(model: Any, frozen: dict[str, Tensor]) -> Tensor:
+    """What the projector gets, [b, k, c], from the frozen parts' features; learnable parts of the encoder are run."""
+    tower = model.model.vision_tower
+    frozen = {name: value.float() for name, value in frozen.items()}
+    return tower.from_frozen(frozen).last_hidden_state if hasattr(tower, "from_frozen") else frozen["features"]
+
+
+def caption_sample(tokenizer: Any, caption: str) -> Conversation:
+    """Stage 1's sample: the picture, then the caption, as the "plain" template has it."""
+    tokens = tokenize(((DESCRIBE, caption),), tokenizer, template="plain", image=IMAGE * VISUAL_TOKENS)
+    return Conversation(tokens.ids, tokens.labels)
+
+
+def sample(tokenizer: Any, text: tuple, stage: int, rng: np.random.Generator, *, described: bool) -> Conversation:
+    """One training sample of a scene's texts."""
+    if stage == 1:
+        return caption_sample(tokenizer, text[0])
+    return conversation(tokenizer, *text, VISUAL_TOKENS, rng, described=described)
+
+
+@torch.no_grad()
+def held_out_loss(model: Any, tokenizer: Any, texts: list, frozen: dict[str, Tensor], stage: int) -> float:
+    """Mean loss per answer token on scenes that were not trained on, in float32, the same samples for every model."""
+    model.eval()
+    total, tokens = 0.0, 0
+    for start in range(0, len(texts), 50):
+        rng = np.random.default_rng(start)
+        rows = [sample(tokenizer, text, stage, rng, described=True) for text in texts[start : start + 50]]
+        number = sum(int((row.labels[1:] >= 0).sum()) for row in rows)
+        features = visual_features(model, {name: value[start : start + 50] for name, value in frozen.items()})
+        total += answer_loss(model, rows, features).item() * number
+        tokens += number
+    return total / tokens
+
+
+def _train(
+    model: Any,
+    tokenizer: Any,
+    texts: list,
+    frozen: dict[str, Tensor],
+    recipe: StageRecipe,
+    output: Path,
+    *,
+    seed: int,
+    title: str,
+) -> None:
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    learnt = nn.ModuleList([model])
+    epochs: dict[int, Tensor] = {}
+
+    def loss(step: int) -> Tensor:
+        epoch, first = divmod(step * recipe.batch, recipe.scenes // recipe.batch * recipe.batch)
+        if epoch not in epochs:
+            epochs.clear()
+            generator = torch.Generator().manual_seed(1_000 * seed + epoch)
+            epochs[epoch] = torch.randperm(recipe.scenes, generator=generator)
+        chosen = epochs[epoch][first : first + recipe.batch]
+        rng = np.random.default_rng([seed, recipe.stage, step])
+        described = rng.random() < 0.75  # one kind a batch, so that little is padded
+        rows = [sample(tokenizer, texts[i], recipe.stage, rng, described=described) for i in chosen.tolist()]
+        return answer_loss(model, rows, visual_features(model, {key: part[chosen] for key, part in frozen.items()}))
+
+    state = output / "state.tmp.pt"
+    if state.is_file():
+        rewind(output / FILE, torch.load(state, weights_only=True)["step"])
+    else:
+        (output / FILE).unlink(missing_ok=True)
+    fit(
+        f"{title}, stage {recipe.stage}",
+        {"model": learnt},
+        loss,
+        Fit(recipe.steps, recipe.learning_rate, weight_decay=0.0, warmup=0.03, mixed=True),
+        state=state,
+        parameters=parameters,
+        after=lambda step, value: append_loss(output / FILE, {"step": step, "loss": value}),
+    )

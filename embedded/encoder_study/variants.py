@@ -1,0 +1,130 @@
+"""The visual encoders of Tables 5 and 6 at embedded scale, by name, and a LLaVA around each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.errors import GroundingError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One visual encoder.
+
+    Fields:
+        name: of its runs and files.
+        model: "LLaVA" or "DiffLMM".
+        backbone: as the paper's tables call it, with the embedded models' names.
+        towers: "clip" and "dino", whose features stand side by side; for DiffLMM the CLIP that is concatenated.
+        implicit_captioner, positional_encoding, noise_step, up_block: as for `DiffusionVisionConfig`; with "LLaVA" not
+            used.
+    """
+
+    name: str
+    model: str
+    backbone: str
+    towers: tuple[str, ...] = ()
+    implicit_captioner: bool = False
+    positional_encoding: bool = False
+    noise_step: int = 100
+    up_block: int = 2
+
+    @property
+    def diffusion(self) -> bool:
+        """Whether a U-Net is part of it."""
+        return self.model == "DiffLMM"
+
+
+TABLE5 = (
+    Variant("clip", "LLaVA", "CLIP", ("clip",)),
+    Variant("dino", "LLaVA", "DINO", ("dino",)),
+    Variant("clip_dino", "LLaVA", "CLIP + DINO", ("clip", "dino")),
+    Variant("sd", "DiffLMM", "SD"),
+    Variant("sd_pe", "DiffLMM", "SD", positional_encoding=True),
+    Variant("sd_pe_ic", "DiffLMM", "SD", positional_encoding=True, implicit_captioner=True),
+    Variant("sd_clip", "DiffLMM", "SD + CLIP", ("clip",), positional_encoding=True, implicit_captioner=True),
+)
+TABLE6 = (
+    next(variant for variant in TABLE5 if variant.name == "sd"),
+    *(Variant(f"sd_t{step}", "DiffLMM", "SD", noise_step=step) for step in (0, 200, 300)),
+    *(Variant(f"sd_b{block}", "DiffLMM", "SD", up_block=block) for block in (1, 3, 4)),
+)
+VARIANTS = {variant.name: variant for variant in (*TABLE5, *TABLE6)}
+
+
+def find_variant(name: str) -> Variant:
+    """The variant of that name.
+
+    Raises:
+        GroundingError: there is none.
+    """
+    if name not in VARIANTS:
+        raise GroundingError(f"no encoder variant is called {name!r}; there are {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Folders of the models that the variants are made of: CLIP, DINO, latent diffusion model, language model."""
+
+    clip: Path
+    dino: Path
+    diffusion: Path
+    reader: Path
+
+
+def build_encoder(variant: Variant, parts: Parts, *, seed: int = 0) -> nn.Module:
+    """The variant's frozen parts, and what learns with random weights of `seed`."""
+    from transformers import CLIPVisionModel, Dinov2Model
+
+    from core.encoders import register_encoders
+    from core.encoders.combined import branch, combine
+    from core.encoders.diffusion import DiffusionVisionModel
+
+    register_encoders()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if variant.diffusion:
+            encoder = DiffusionVisionModel.from_parts(
+                parts.diffusion,
+                parts.clip if variant.towers or variant.implicit_captioner else None,
+                image_size=160,
+                patch_size=16,
+                clip_layer=-1,
+                noise_step=variant.noise_step,
+                up_block=variant.up_block,
+                implicit_captioner=variant.implicit_captioner,
+                concat_clip="clip" in variant.towers,
+                positional_encoding=variant.positional_encoding,
+            )
+        elif variant.towers == ("clip",):
+            encoder = CLIPVisionModel.from_pretrained(parts.clip)
+        else:
+            classes = {"clip": CLIPVisionModel, "dino": Dinov2Model}
+            towers = [classes[kind].from_pretrained(getattr(parts, kind)) for kind in variant.towers]
+            layers = {"clip": -1, "dino": None}
+            branches = [
+                branch(tower.config, layer=layers[kind]) for kind, tower in zip(variant.towers, towers, strict=True)
+            ]
+            encoder = combine(*towers, branches=branches, image_size=120, patch_size=12)
+    encoder.config.name_or_path = ""  # the configuration names no folder of the machine it was made on
+    encoder.requires_grad_(False)
+    return encoder.eval()
+
+
+def build_llava(variant: Variant, parts: Parts, *, seed: int = 0) -> tuple[Any, Any]:
+    """(LLaVA, processor) around the variant's encoder: the language model as it was pre-trained, a new projector."""
+    from core.training.assemble import assemble
+    from embedded.recipes.tokenizer import build_processor
+
+    model, processor = assemble(parts.reader, build_encoder(variant, parts, seed=seed), seed=seed)
+    model.config.vision_feature_layer = -1  # of a bare CLIP, too
+    processor = build_processor(processor.tokenizer, model.config.vision_config)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config.name_or_path = ""
+    return model, processor

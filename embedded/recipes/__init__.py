@@ -1,0 +1,1 @@
+"""One recipe for each embedded model, and the loop that runs them."""

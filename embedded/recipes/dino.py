@@ -1,0 +1,253 @@
+"""Recipe of the embedded DINO encoder: a small vision transformer that teaches itself, without labels or captions.
+
+A student sees crops of a scene, the large ones with cells hidden; a teacher, the slow average of the student, sees the
+large crops whole. The class token foretells what the teacher says of another crop (DINO's loss), a hidden cell what the
+teacher says of that cell (iBOT's). It starts with crops of small windows, where about one object stands and a picture
+costs a third, and goes on with whole scenes at full size. The teacher is kept, as a `Dinov2Model`.
+
+Known limit: so few steps teach it what is object and what ground, and to tell scenes apart, but no object's category:
+there `embedded.recipes.dino_probe.measure` stays at chance.
+
+Source: DINOv2 (Oquab et al. 2023), section 4: separate heads, Sinkhorn-Knopp, full size last. Differs: no KoLeo term,
+large crops are always masked, a sharper teacher (so few pictures a batch say too little at 0.04).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from core.errors import GroundingError
+from embedded.recipes.dino_heads import PrototypeHead, assign, cross_entropy, entropies, picture_loss
+from embedded.recipes.dino_views import random_crops, random_masks, random_windows
+from embedded.recipes.fitting import warm_cosine
+from embedded.scenes.pictures import training_scenes
+
+log = logging.getLogger(__name__)
+SIGNS = ("dino", "ibot", "mean_entropy", "own_entropy", "patch_mean_entropy", "patch_own_entropy")
+
+
+@dataclass(frozen=True)
+class DinoRecipe:
+    """Sizes in pixels or channels, steps in optimiser steps, areas and shares as fractions of a picture."""
+
+    image_size: int = 120
+    patch_size: int = 12
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    scene_side: int = 160
+    scenes: int = 16_000
+    small_crops: int = 2  # of half the large crops' side
+    large_area: tuple[float, float] = (0.5, 1.0)
+    small_area: tuple[float, float] = (0.15, 0.4)
+    window_size: int = 72  # side of the large crops in the first part
+    window_area: tuple[float, float] = (0.15, 0.35)  # share of a scene that they come from
+    window_steps: int = 540
+    window_batch: int = 64
+    masked: tuple[float, float] = (0.2, 0.4)
+    prototypes: int = 512
+    hidden: int = 256
+    bottleneck: int = 64
+    student_temperature: float = 0.1
+    teacher_temperature: tuple[float, float] = (0.02, 0.03)  # start, and after `warm_share` of the steps
+    warm_share: float = 0.3
+    momentum: float = 0.99  # of the teacher at the start; 1 at the end
+    steps: int = 900  # both parts
+    batch: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.04
+    save_every: int = 100  # steps between two training states on disk
+    seed: int = 0
+
+
+class Learner(nn.Module):
+    """Student or teacher: the encoder and its two heads."""
+
+    def __init__(self, recipe: DinoRecipe) -> None:
+        super().__init__()
+        self.encoder = build_encoder(recipe)
+        head = partial(
+            PrototypeHead,
+            recipe.width,
+            hidden=recipe.hidden,
+            bottleneck=recipe.bottleneck,
+            prototypes=recipe.prototypes,
+        )
+        self.picture_head, self.patch_head = head(), head()
+
+
+def build_encoder(recipe: DinoRecipe):
+    """A `Dinov2Model` of the recipe's size with random weights.
+
+    Raises:
+        GroundingError: a size that is no whole number of cells.
+    """
+    from transformers import Dinov2Config, Dinov2Model
+
+    for name in ("image_size", "window_size"):
+        if getattr(recipe, name) % (2 * recipe.patch_size):
+            raise GroundingError(
+                f"{name} {getattr(recipe, name)} is no multiple of twice the patch size {recipe.patch_size}, which the "
+                "small crops of half the side need; choose one"
+            )
+    torch.manual_seed(recipe.seed)
+    config = Dinov2Config(
+        hidden_size=recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        mlp_ratio=4,
+        image_size=recipe.image_size,
+        patch_size=recipe.patch_size,
+        use_mask_token=True,
+    )
+    return Dinov2Model(config)
+
+
+def pretrain(
+    recipe: DinoRecipe, output: Path, *, pixels_cache: Path, workers: int = 1, device: str | torch.device = "cpu"
+):
+    """Trains on the training scenes' pixels alone; writes the teacher to `output` (safetensors) and returns it.
+
+    A training state is kept beside the weights every `save_every` steps; a killed run goes on from it to the same end.
+
+    Raises:
+        GroundingError: sizes that do not fit, or the training state of another recipe in `output`.
+    """
+    student = Learner(recipe)
+    pixels, _, _ = training_scenes(
+        recipe.scenes, side=recipe.scene_side, seed=recipe.seed, cache=pixels_cache, workers=workers
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(recipe, student.to(device))
+    state_file = output / "training_state.tmp.pt"
+    start = trainer.resume(state_file)
+    total = torch.zeros(len(SIGNS))
+    for step in range(start, recipe.steps):
+        total += torch.tensor(trainer.step(step, pixels))
+        if step % 50 == 49:
+            _report(step + 1, recipe, total / 50)
+            total.zero_()
+        if (step + 1) % recipe.save_every == 0:
+            trainer.save(step + 1, state_file)
+    encoder = trainer.teacher.encoder.cpu().eval()
+    encoder.set_attn_implementation("sdpa")
+    encoder.save_pretrained(output)
+    state_file.unlink(missing_ok=True)
+    return encoder
+
+
+class Trainer:
+    """Student, teacher and the optimiser; one `step` after the other."""
+
+    def __init__(self, recipe: DinoRecipe, student: Learner) -> None:
+        self.recipe, self.student = recipe, student.train()
+        self.device = student.picture_head.prototypes.device
+        if self.device.type == "cpu":
+            student.encoder.set_attn_implementation("eager")  # twice as fast in training at such short lengths
+        self.teacher = deepcopy(student).requires_grad_(False).eval()
+        groups = [[p for p in student.parameters() if (p.ndim > 1) == decays] for decays in (True, False)]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}],
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            betas=(0.9, 0.98),
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, partial(warm_cosine, steps=recipe.steps))
+
+    def step(self, number: int, pixels: UInt8[Tensor, "b 3 H W"]) -> tuple[float, ...]:
+        """One step on pictures drawn by the step's number alone; the values named by `SIGNS`, in nats."""
+        recipe, (large, small, hidden) = self.recipe, self.views(number, pixels)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            pictures, patches = self._teach(number, large, hidden)
+            seen = self.student.encoder(large, bool_masked_pos=hidden).last_hidden_state
+            tokens = [seen[:, 0]]
+            if recipe.small_crops:
+                tokens.append(self.student.encoder(small).last_hidden_state[:, 0])
+            cosines = self.student.picture_head(torch.cat(tokens)).unflatten(0, (-1, len(large) // 2))
+            dino = picture_loss(pictures.unflatten(0, (2, -1)), cosines, recipe.student_temperature)
+            foretold = self.student.patch_head(seen[:, 1:][hidden])
+            ibot = cross_entropy(patches, foretold, recipe.student_temperature).mean()
+        self.optimiser.zero_grad()
+        (dino + ibot).backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self._follow(number)
+        return (dino.item(), ibot.item(), *entropies(pictures), *entropies(patches))
+
+    def views(self, number: int, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Two large crops of each picture, the small crops, and the large crops' hidden cells."""
+        recipe, generator = self.recipe, torch.Generator().manual_seed(1_000_003 * self.recipe.seed + number)
+        first = number < recipe.window_steps
+        batch, side = (recipe.window_batch, recipe.window_size) if first else (recipe.batch, recipe.image_size)
+        scenes = pixels[torch.randint(len(pixels), (batch,), generator=generator)].to(self.device).float() / 255
+        windows = random_windows(batch, area=recipe.window_area, generator=generator) if first else None
+        crops = partial(random_crops, scenes, windows=windows, generator=generator)
+        large = crops(2, side=side, area=recipe.large_area).flatten(0, 1)
+        small = crops(recipe.small_crops, side=side // 2, area=recipe.small_area).flatten(0, 1)
+        hidden = random_masks(len(large), grid=side // recipe.patch_size, share=recipe.masked, generator=generator)
+        return large, small, hidden.to(self.device)
+
+    @torch.no_grad()
+    def _teach(self, number: int, large: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's assignments of the large crops [2 b, g] and of their hidden cells [cells, g]."""
+        start, end = self.recipe.teacher_temperature
+        done = min(1.0, number / max(1, self.recipe.warm_share * self.recipe.steps))
+        temperature = start + (end - start) * done
+        seen = self.teacher.encoder(large).last_hidden_state
+        pictures = assign(self.teacher.picture_head(seen[:, 0]), temperature)
+        return pictures, assign(self.teacher.patch_head(seen[:, 1:][hidden]), temperature)
+
+    @torch.no_grad()
+    def _follow(self, number: int) -> None:
+        """Moves the teacher towards the student, ever more slowly."""
+        rest = (1 - self.recipe.momentum) * 0.5 * (1 + math.cos(math.pi * number / self.recipe.steps))
+        for slow, fast in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            slow.lerp_(fast, rest)
+
+    def save(self, step: int, state_file: Path) -> None:
+        """The whole state, written beside `state_file` and renamed, so that a kill leaves the one before."""
+        unfinished = state_file.with_suffix(".partial")
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        torch.save({"step": step, "recipe": asdict(self.recipe), **parts}, unfinished)
+        unfinished.replace(state_file)
+
+    def resume(self, state_file: Path) -> int:
+        """Loads a killed run's state if there is one; the number of steps it had done.
+
+        Raises:
+            GroundingError: the state is of another recipe.
+        """
+        if not state_file.is_file():
+            return 0
+        state = torch.load(state_file, weights_only=True, map_location=self.device)
+        if state["recipe"] != asdict(self.recipe):
+            raise GroundingError(
+                f"{state_file.name} in {state_file.parent.name!r} is of a run with another recipe; delete it to start "
+                "anew, or give the recipe it was made with"
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        log.info("DINO: going on from step %d", state["step"])
+        return state["step"]
+
+    def _parts(self) -> dict:
+        names = ("student", "teacher", "optimiser", "schedule")
+        return {name: getattr(self, name) for name in names}
+
+
+def _report(step: int, recipe: DinoRecipe, signs: Tensor) -> None:
+    log.info(
+        "DINO: step %d of %d, class token %.3f, hidden cells %.3f; entropy of the mean and own: "
+        "pictures %.2f, %.2f, cells %.2f, %.2f (of at most %.2f)",
+        step, recipe.steps, *signs.tolist(), math.log(recipe.prototypes),
+    )  # fmt: skip

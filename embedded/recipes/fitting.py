@@ -1,0 +1,121 @@
+"""One training loop for the embedded models: AdamW, warm-up and cosine, resumable without a trace.
+
+Whatever is random in a step is drawn from the step's own number, so a killed run that goes on from its last training
+state does what the uninterrupted run would have done.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What decides the result of a loop.
+
+    Fields:
+        steps: optimiser steps.
+        learning_rate: after a linear warm-up over a share `warmup` of the steps; a half cosine follows.
+        mixed: bfloat16 where autocast uses it.
+    """
+
+    steps: int
+    learning_rate: float
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: float = 0.05
+    clip_norm: float = 1.0
+    mixed: bool = False
+
+
+def warm_cosine(step: int, *, steps: int, warmup: float = 0.05) -> float:
+    """Learning-rate factor in [0, 1]: linear warm-up, then a half cosine down to 2 %."""
+    start = max(1, int(warmup * steps))
+    if step < start:
+        return (step + 1) / start
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def fit(
+    title: str,
+    modules: Mapping[str, nn.Module],
+    loss: Callable[[int], Tensor],
+    recipe: Fit,
+    *,
+    state: Path,
+    parameters: Iterable[nn.Parameter] | list[dict] | None = None,
+    after: Callable[[int, float], None] | None = None,
+    save_every: int = 200,
+    log_every: int = 50,
+) -> None:
+    """Minimises `loss(step)`.
+
+    Args:
+        title: what the log calls it.
+        modules: whose states are kept in the training state.
+        loss: of one step; random numbers come from `step_generator`.
+        state: file of the training state; deleted at the end.
+        parameters: what is trained, or the optimiser's parameter groups; by default all that needs a gradient.
+        after: called with the number of finished steps and the loss.
+    """
+    if parameters is None:
+        parameters = [weight for part in modules.values() for weight in part.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(
+        list(parameters), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=recipe.betas
+    )
+    trained = [weight for group in optimiser.param_groups for weight in group["params"]]
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, partial(warm_cosine, steps=recipe.steps, warmup=recipe.warmup)
+    )
+    parts = {**modules, "optimiser.": optimiser, "schedule.": schedule}
+    start, running = _resume(state, parts, title), None
+    for step in range(start, recipe.steps):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.mixed):
+            value = loss(step)
+        optimiser.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
+        optimiser.step()
+        schedule.step()
+        current = value.item()
+        running = current if running is None else 0.98 * running + 0.02 * current
+        if after is not None:
+            after(step + 1, current)
+        if (step + 1) % log_every == 0:
+            log.info("%s: step %d of %d, loss %.4f", title, step + 1, recipe.steps, running)
+        if (step + 1) % save_every == 0 and step + 1 < recipe.steps:
+            _save(state, parts, step + 1)
+    state.unlink(missing_ok=True)
+
+
+def _save(state: Path, parts: Mapping, step: int) -> None:
+    state.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = state.with_suffix(".partial")
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial_file)
+    partial_file.replace(state)
+
+
+def _resume(state: Path, parts: Mapping, title: str) -> int:
+    """Loads a killed run's training state if there is one; the number of steps it had done."""
+    if not state.is_file():
+        return 0
+    stored = torch.load(state, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(stored[name])
+    log.info("%s: going on from step %d", title, stored["step"])
+    return stored["step"]

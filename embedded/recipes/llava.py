@@ -1,0 +1,187 @@
+"""Recipe of the embedded LLaVA: frozen vision encoder, projector and Llama, trained on scenes and their texts.
+
+Text is the only supervision: next-token cross-entropy on the answers' tokens. No mask, box or point is seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from embedded.recipes.fitting import Fit, fit
+from embedded.recipes.tokenizer import IMAGE, build_processor, train_tokenizer
+from embedded.scenes.captions import DESCRIBE, spoken
+from embedded.scenes.pictures import normalise, training_scenes
+
+IGNORE = -100  # label of the tokens that carry no loss
+
+
+@dataclass(frozen=True)
+class LmmRecipe:
+    """Sizes in channels, steps in optimiser steps; `feature_layer` as LLaVA counts (-2: one before the last)."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 384
+    vocabulary: int = 768
+    feature_layer: int = -1
+    scenes: int = 24_000
+    steps: int = 1_800
+    batch: int = 32
+    learning_rate: float = 1.5e-3
+    save_every: int = 500  # steps between two training states on disk
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Token ids of one scene's turns and the labels: the answers' ids, `IGNORE` elsewhere."""
+
+    ids: Int[Tensor, " s"]
+    labels: Int[Tensor, " s"]
+
+
+def llama_config(recipe: Any, tokenizer: Any) -> Any:
+    """The `LlamaConfig` of a recipe with width, layers, heads and mlp."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.mlp,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def build_llava(recipe: LmmRecipe, encoder, tokenizer):
+    """`LlavaForConditionalGeneration` around a trained `CLIPVisionModel`; everything else has random weights."""
+    from transformers import LlavaForConditionalGeneration
+
+    from core.encoders.llava import llava_config
+
+    torch.manual_seed(recipe.seed)
+    encoder.config.name_or_path = ""  # the shipped configuration names no folder of the machine it was made on
+    config = llava_config(
+        encoder.config,
+        llama_config(recipe, tokenizer),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_feature_layer=recipe.feature_layer,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(encoder.state_dict())
+    model.generation_config.update(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+def train(recipe: LmmRecipe, vision: Path, output: Path, *, workers: int = 1):
+    """Trains projector and LLM on the frozen encoder's cached features; writes model and processor to `output`.
+
+    A training state is kept beside the weights every `save_every` steps; a killed run goes on from it.
+    """
+    from transformers import CLIPVisionModel
+
+    encoder = CLIPVisionModel.from_pretrained(vision).eval()
+    side = encoder.config.image_size
+    pixels, _, texts = training_scenes(
+        recipe.scenes, side=side, seed=recipe.seed, cache=vision.parent / "scenes.pt", workers=workers
+    )
+    tokenizer = train_tokenizer(spoken(texts[:4000]), size=recipe.vocabulary)
+    model = build_llava(recipe, encoder, tokenizer)
+    features = cache_features(encoder, pixels, recipe.feature_layer)
+    build_processor(tokenizer, encoder.config).save_pretrained(output)
+    _fit(model, tokenizer, features, texts, recipe, output)
+    model.save_pretrained(output)
+    return model.eval()
+
+
+@torch.no_grad()
+def cache_features(encoder, pixels: UInt8[Tensor, "b 3 s s"], layer: int) -> Float[Tensor, "b k c"]:
+    """Float16 patch features of one hidden layer for every picture, as LLaVA selects them."""
+    out = []
+    for start in range(0, len(pixels), 256):
+        hidden = encoder(normalise(pixels[start : start + 256]), output_hidden_states=True).hidden_states[layer]
+        out.append(hidden[:, 1:].half())
+    return torch.cat(out)
+
+
+def conversation(
+    tokenizer, caption: str, turns: tuple, visual_tokens: int, rng: np.random.Generator, *, described: bool = True
+) -> Conversation:
+    """The description (if `described`) and two of the scene's questions, as one conversation in Vicuna's manner."""
+    chosen = [turns[number] for number in rng.permutation(len(turns))[:2]]
+    if described:
+        chosen.insert(0, (DESCRIBE, caption))
+    ids: list[int] = []
+    labels: list[int] = []
+    for number, (question, answer) in enumerate(chosen):
+        picture = f"{IMAGE * visual_tokens}\n" if number == 0 else ""
+        opening = tokenizer.bos_token if number == 0 else tokenizer.eos_token
+        asked = tokenizer(f"{opening}USER: {picture}{question} ASSISTANT:", add_special_tokens=False).input_ids
+        if number:
+            asked = asked[1:]
+        said = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        ids += asked + said
+        labels += [IGNORE] * len(asked) + said
+    return Conversation(torch.tensor(ids), torch.tensor(labels))
+
+
+def answer_loss(model, conversations: list[Conversation], features: Tensor) -> Tensor:
+    """Cross-entropy on the answers' tokens, given the frozen encoder's features [b, k, c]."""
+    ids = _pad([item.ids for item in conversations], model.config.text_config.pad_token_id)
+    labels = _pad([item.labels for item in conversations], IGNORE)
+    mask = _pad([torch.ones_like(item.ids) for item in conversations], 0)
+    embeddings = model.get_input_embeddings()(ids)
+    visual = model.model.multi_modal_projector(features)
+    place = (ids == model.config.image_token_id)[..., None].expand_as(embeddings)
+    embeddings = embeddings.masked_scatter(place, visual.to(embeddings.dtype))
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    wanted = labels[:, 1:] != IGNORE
+    return nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][wanted]).float(), labels[:, 1:][wanted])
+
+
+def _pad(rows: list[Tensor], value: int) -> Int[Tensor, "b s"]:
+    """Rows side by side, filled up on the right to a multiple of 16: a CPU's kernels are made for each new length."""
+    length = -(-max(len(row) for row in rows) // 16) * 16
+    return torch.stack([nn.functional.pad(row, (0, length - len(row)), value=value) for row in rows])
+
+
+def _fit(model, tokenizer, features: Tensor, texts: list, recipe: LmmRecipe, output: Path) -> None:
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([recipe.seed, step])
+        chosen = rng.integers(len(texts), size=recipe.batch)
+        described = rng.random() < 0.75  # one kind a batch, so that little is padded
+        batch = [
+            conversation(tokenizer, *texts[number], features.shape[1], rng, described=described) for number in chosen
+        ]
+        return answer_loss(model, batch, features[torch.from_numpy(chosen)].float())
+
+    model.train()
+    implementation = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": "eager"})  # on a CPU faster in training at such short lengths
+    fit(
+        "LLaVA",
+        {"model": model},
+        loss,
+        Fit(recipe.steps, recipe.learning_rate, mixed=True),
+        state=output / "training_state.tmp.pt",
+        save_every=recipe.save_every,
+    )
+    model.set_attn_implementation({"text_config": implementation})

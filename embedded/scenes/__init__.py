@@ -1,0 +1,1 @@
+"""Procedural scenes: glyphs on textured backgrounds, with masks, descriptions and questions."""

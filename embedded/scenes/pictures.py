@@ -1,0 +1,92 @@
+"""Scenes as training tensors: rendered once, padded to a square as LLaVA does, kept as uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from core.images import pad_to_square
+from embedded.scenes.glyphs import CATEGORIES
+from embedded.scenes.scenes import COLOURS, GROUNDS, TEXTURES, Scene, make_scene
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's normalisation, as in LLaVA's processor
+STD = (0.26862954, 0.26130258, 0.27577711)
+SHAPES = ((144, 192), (192, 192), (192, 144), (160, 192), (192, 160))  # (H, W) pixels of the training renderings
+
+PAIRS = tuple(f"{colour} {category}" for colour in COLOURS for category in CATEGORIES)
+TAGS = (*PAIRS, *CATEGORIES, *COLOURS, *TEXTURES, *GROUNDS)
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The image padded to a centred square with CLIP's mean colour, resized to `side` x `side` pixels (bicubic)."""
+    padded = pad_to_square(image, tuple(int(255 * channel) for channel in MEAN))
+    return padded.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def normalise(pixels: UInt8[Tensor, "b 3 H W"]) -> Tensor:
+    """Float32 [b, 3, H, W]: CLIP's normalisation of 8-bit pixels."""
+    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+def tag_numbers(scene: Scene) -> list[int]:
+    """Positions in `TAGS` of the words that the scene's caption says: adjective-noun pairs, nouns, adjectives."""
+    words = {f"{thing.colour} {thing.category}" for thing in scene.objects}
+    words |= {thing.category for thing in scene.objects} | {thing.colour for thing in scene.objects}
+    return sorted(TAGS.index(word) for word in words | {scene.texture, scene.ground})
+
+
+def multi_hot(numbers: Sequence[Sequence[int]]) -> Tensor:
+    """Float32 [b, TAGS]."""
+    out = torch.zeros(len(numbers), len(TAGS))
+    for row, tags in enumerate(numbers):
+        out[row, list(tags)] = 1
+    return out
+
+
+def render(index: int, *, split: str, side: int, seed: int) -> tuple[np.ndarray, list[int], str, tuple]:
+    """One scene as (uint8 [3, side, side], tag numbers, caption, questions)."""
+    scene = make_scene(split, index, size=SHAPES[index % len(SHAPES)], seed=seed)
+    pixels = np.asarray(square(scene.image, side)).transpose(2, 0, 1)
+    return pixels, tag_numbers(scene), scene.caption, scene.questions
+
+
+def render_one_object(index: int, *, side: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """A small picture that one object fills to one half or more, as (uint8 [3, side, side], tag numbers)."""
+    scene = make_scene("train", index, size=(side, side), seed=seed, n_objects=1, scales=(0.45, 0.95))
+    return np.asarray(scene.image).transpose(2, 0, 1), tag_numbers(scene)
+
+
+def training_scenes(number: int, *, side: int, seed: int, cache: Path, workers: int = 1) -> tuple[Tensor, list, list]:
+    """The first `number` training scenes: pixels uint8 [b, 3, side, side], tag numbers, (caption, questions).
+
+    Kept in the file `cache`, so that the vision encoder's and LLaVA's training draw them once.
+    """
+    key = {"number": number, "side": side, "seed": seed}
+    if cache.is_file():
+        stored = torch.load(cache, weights_only=True, mmap=True)
+        if stored["key"] == key:
+            return stored["pixels"], stored["tags"], stored["texts"]
+    rendered = render_many(partial(render, split="train", side=side, seed=seed), range(number), workers=workers)
+    pixels = torch.stack([torch.from_numpy(item[0].copy()) for item in rendered])
+    tags, texts = [item[1] for item in rendered], [(item[2], item[3]) for item in rendered]
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"key": key, "pixels": pixels, "tags": tags, "texts": texts}, cache)
+    return pixels, tags, texts
+
+
+def render_many(task: partial, indices: range, *, workers: int = 1, title: str = "rendering") -> list:
+    """`task(index)` for every index, in order, with a progress bar."""
+    if workers < 2:
+        return [task(index) for index in tqdm(indices, desc=title, mininterval=5)]
+    with ProcessPoolExecutor(workers) as pool:
+        return list(tqdm(pool.map(task, indices, chunksize=64), total=len(indices), desc=title, mininterval=5))

@@ -1,0 +1,151 @@
+"""Retrains the embedded family: `python -m embedded.train` (what `make embedded` runs).
+
+The parts in the order of `PARTS`: the CLIP vision encoder and the default LLaVA on top of it, SAM, the spaCy pipeline;
+the self-supervised DINO, the latent diffusion model, the language model; from these the shipped DiffLMM with the LLaVA
+of the same two stages, and all encoder variants of Tables 5 and 6 (stage 1 with every seed; stage 2 of Table 5's with
+the first), whose losses are recorded. Each part can be run alone once those it needs are finished. Which are finished
+is noted in the working directory, and the trainings keep states in between: a killed command goes on. At the end the
+shipped models are measured on held-out scenes and their cards written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from core.errors import GroundingError
+from core.weights import FOLDER
+from embedded.cards import write_cards
+from embedded.encoder_study import experiments, probes, two_stages
+from embedded.encoder_study.two_stages import TrainingData, run_stage
+from embedded.encoder_study.variants import TABLE5, Parts
+from embedded.recipes import autoencoder, clip, diffusion, dino, language_model, llava, sam
+from embedded.recipes.diffusion_samples import write_samples
+from embedded.scenes.pictures import render, training_scenes
+
+log = logging.getLogger(__name__)
+PARTS = ("vision", "llava", "sam", "en", "dino", "diffusion", "reader", "difflmm", "variants")
+SHIPPED = {"clip": "llava_two_stages", "sd_clip": "difflmm"}  # variant: folder of the weights
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        finished = options.work / f"{part}.finished"
+        if part in options.only and not finished.is_file():
+            _train(part, options)
+            finished.touch()
+    if not options.no_cards:
+        write_cards(options.output, scenes=options.card_scenes)
+
+
+def family_parts(work: Path) -> Parts:
+    """Where the parts of the variants lie in a working directory."""
+    return Parts(clip=work / "vision", dino=work / "dino", diffusion=work / "diffusion", reader=work / "reader")
+
+
+def family_data(work: Path, *, workers: int = 1) -> TrainingData:
+    """The scenes of the two stages and their features in a working directory.
+
+    Raises:
+        GroundingError: a part of the variants was not trained there.
+    """
+    missing = [name for name, folder in vars(family_parts(work)).items() if not folder.is_dir()]
+    if missing:
+        raise GroundingError(f"{str(work)!r} holds no trained {', '.join(missing)}; `make embedded` trains them there")
+    return experiments.training_data(work, family_parts(work), workers=workers)
+
+
+def _train(part: str, options: argparse.Namespace) -> None:
+    work, workers = options.work, options.workers
+    if part == "vision":
+        clip.pretrain(clip.VisionRecipe(), work / "vision", workers=workers)
+    elif part == "llava":
+        llava.train(llava.LmmRecipe(), work / "vision", options.output / "llava", workers=workers)
+    elif part == "dino":
+        dino.pretrain(dino.DinoRecipe(), work / "dino", pixels_cache=work / "scenes160.pt", workers=workers)
+    elif part == "diffusion":
+        _train_diffusion(work, workers)
+    elif part == "reader":
+        _, tags, texts = _scenes(work, workers)
+        language_model.train_reader(language_model.ReaderRecipe(), tags, texts, work / "reader")
+    elif part == "variants":
+        _train_variants(options)
+    elif part == "difflmm":
+        _ship(options)
+    elif part == "sam":
+        sam.train(sam.SamRecipe(), options.output / "sam")
+    else:
+        from embedded.english import pipeline
+
+        shutil.rmtree(options.output / "en", ignore_errors=True)
+        pipeline.main(["--output", str(options.output / "en")])
+
+
+def _scenes(work: Path, workers: int) -> tuple:
+    return training_scenes(experiments.SCENES, side=160, seed=0, cache=work / "scenes160.pt", workers=workers)
+
+
+def _train_diffusion(work: Path, workers: int) -> None:
+    pixels, _, texts = _scenes(work, workers)
+    folder = family_parts(work).diffusion
+    if not (folder / "vae" / "config.json").is_file():
+        autoencoder.train_autoencoder(autoencoder.AutoencoderRecipe(), pixels, folder / "vae")
+    latents = experiments.scaled_latents(folder / "vae", pixels)
+    captions = [caption for caption, _ in texts]
+    diffusion.train_diffusion(diffusion.DiffusionRecipe(), latents, captions, folder)
+    shown = [render(index, split="val", side=pixels.shape[-1], seed=0) for index in range(8)]
+    removed = write_samples(folder, torch.tensor(np.stack([one[0] for one in shown])), [one[2] for one in shown], work)
+    log.info("U-Net: share of the noise removed in one step: %s", removed)
+
+
+def _train_variants(options: argparse.Namespace) -> None:
+    """Stage 1 of every variant and seed, stage 2 of Table 5's variants with the first seed, probes; the record."""
+    work, data = options.work, family_data(options.work, workers=options.workers)
+    experiments.run_stage_one(work, data, experiments.planned_runs(seeds5=options.seeds, seeds6=options.seeds))
+    for variant in TABLE5:
+        _second_stage(work, data, variant.name)
+    probes.run_probes(work, data)
+    experiments.record(work, options.record)
+
+
+def _ship(options: argparse.Namespace) -> None:
+    """The shipped models of the two stages: stage 2 of their variants, seed 0, in float16."""
+    work, data = options.work, family_data(options.work, workers=options.workers)
+    for variant, folder in SHIPPED.items():
+        experiments.run_stage_one(work, data, [(variant, 0)])
+        experiments.ship(_second_stage(work, data, variant), options.output / folder)
+
+
+def _second_stage(work: Path, data: TrainingData, variant: str) -> Path:
+    start, output = (experiments.run_folder(work, variant, 0, stage) for stage in (1, 2))
+    return run_stage(variant, data, output, two_stages.STAGE2, seed=0, start=start)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m embedded.train", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to train (default: all)")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="where weights go")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/embedded"), help="intermediate results, kept for resuming"
+    )
+    parser.add_argument("--record", type=Path, default=experiments.RECORD, help="where the variants' losses go")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant's stage 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes that render scenes")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    parser.add_argument("--card-scenes", type=int, default=200, help="held-out scenes measured for the cards")
+    parser.add_argument("--no-cards", action="store_true", help="do not measure and write the model cards")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
