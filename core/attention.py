@@ -16,7 +16,7 @@ from core.errors import GroundingError
 from core.geometry import View
 
 NORMALIZATIONS = ("sequence", "none")
-AGGREGATIONS = ("mean", "max", "first")
+AGGREGATIONS = ("mean", "max", "first", "pixel_max")
 
 
 def mean_over_heads(attention: Float[Tensor, "t l n k"]) -> Float[Tensor, "t k"]:
@@ -68,6 +68,9 @@ def normalize(attention: Float[Tensor, "t k"], how: str = "sequence") -> Float[T
 def aggregate(attention: Float[Tensor, "t k"], tokens: Sequence[int], how: str = "mean") -> Float[Tensor, " k"]:
     """The map of a phrase from the maps of its tokens: their mean, their maximum per cell, or the first token's.
 
+    "pixel_max" is the maximum per cell here; the point is then taken from the upsampled maps, see
+    `core.points.prompt_points`.
+
     Raises:
         GroundingError: no tokens, a token outside the answer, or unknown `how`.
 
@@ -79,7 +82,7 @@ def aggregate(attention: Float[Tensor, "t k"], tokens: Sequence[int], how: str =
     rows = attention[_indices("token", sorted(tokens), len(attention), negative=False)]
     if how == "first":
         return rows[0]
-    return reduce(rows, "t k -> k", how)
+    return reduce(rows, "t k -> k", "max" if how == "pixel_max" else how)
 
 
 def to_grid(attention: Float[Tensor, "*b k"], view: View) -> Float[Tensor, "*b h w"]:

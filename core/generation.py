@@ -11,6 +11,9 @@ from torch import Tensor
 from core.errors import GroundingError
 from core.geometry import View
 
+ROWS = ("predicting", "self")
+"""Which attention row is read for a token: of the position that predicts it, or of the token itself."""
+
 
 @dataclass(frozen=True, eq=False)
 class Generation:

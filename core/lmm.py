@@ -21,11 +21,9 @@ from core.decoding import (
 )
 from core.errors import GroundingError
 from core.families import family_class
-from core.generation import Generation
+from core.generation import ROWS, Generation
 from core.prompts import render_prompt
 from core.spans import decode_with_spans
-
-ROWS = ("predicting", "self")
 
 
 class LMM:

@@ -134,6 +134,16 @@ def phrase_at(
     return Phrase(text[slice(*span)], span, text[slice(*root_span)], root_span, tokens)
 
 
+def first_tokens(text: str, length: int, number: int) -> tuple[Phrase, ...]:
+    """An answer's first `number` of `length` tokens as one phrase, whatever they spell; nothing of an empty answer.
+
+    Source: the released code's referring segmentation, which knows the object from the question.
+    """
+    whole = (0, len(text))
+    tokens = tuple(range(min(number, length)))
+    return (Phrase(text, whole, text, whole, tokens),) if tokens else ()
+
+
 def similarity(nlp: Language, a: str, b: str) -> float:
     """Cosine similarity of two texts' mean word vectors, in -1..1; 0 where one of them has no vector.
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.attention import AGGREGATIONS, NORMALIZATIONS, aggregate, normalize, remove_corners, select_heads, to_grid
+from core.attention import aggregate, normalize, remove_corners, select_heads, to_grid
 from core.errors import GroundingError
 from core.generation import Generation
 from core.geometry import View, map_to_pixels
 from core.images import load_image
 from core.masks import MASK_CHOICES, Masks, Segmenter, choose, encode_rle
-from core.phrases import Phrase, find_phrases, pipeline_name
+from core.options import GroundOptions
+from core.phrases import Phrase, find_phrases, first_tokens, pipeline_name
 from core.points import PIXELS_AT_ONCE, prompt_points
 
 if TYPE_CHECKING:
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
     from spacy.language import Language
 
     from core.lmm import LMM
-
-SAM_PROMPTS = ("point", "mask")
-CHOICES = {
-    "normalization": NORMALIZATIONS,
-    "aggregation": AGGREGATIONS,
-    "sam_prompt": SAM_PROMPTS,
-    "mask_choice": tuple(MASK_CHOICES),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +40,8 @@ class Grounding:
         masks: for each phrase its masks as COCO run-length codes: one, three with mask choice "all", none without a
             segmenter.
         scores: float32 [p, m], Segment Anything's estimate of each mask's IoU.
-        settings: every option of `ground` by name, with the segmenter's and the spaCy pipeline's names.
+        options: how it was grounded.
+        segmenter, nlp: names of the segmenter and the spaCy pipeline; None where there was none.
     """
 
     image_size: tuple[int, int]
@@ -58,7 +51,14 @@ class Grounding:
     points: Float[Tensor, "p 2"]
     masks: tuple[tuple[dict, ...], ...]
     scores: Float[Tensor, "p m"]
-    settings: dict[str, Any]
+    options: GroundOptions
+    segmenter: str | None = None
+    nlp: str | None = None
+
+    @property
+    def view(self) -> View:
+        """The view whose peaks were taken."""
+        return self.generation.view(self.options.view)
 
 
 def attend_and_segment(
@@ -69,11 +69,10 @@ def attend_and_segment(
     segmenter: Segmenter | None,
     nlp: Language,
     answer: str | None = None,
-    per_head: bool = False,
-    row: str = "predicting",
     max_new_tokens: int = 512,
     generation_options: dict[str, Any] | None = None,
-    **options: Any,
+    options: GroundOptions | str = "paper",
+    **changes: Any,
 ) -> Grounding:
     """Answer a prompt about an image and ground the answer's noun phrases in pixels.
 
@@ -84,29 +83,29 @@ def attend_and_segment(
         segmenter: from `load_segmenter`; None stops at the points.
         nlp: from `load_nlp`.
         answer: ground this text (teacher-forced) instead of generating one.
-        per_head: keep the maps of every layer and head in the generation.
-        row: "predicting" (the paper's) or "self", the attention row read for each token.
         max_new_tokens: longest answer.
         generation_options: further options of `lmm.generate` (`system`, `do_sample`, ...).
-        **options: those of `ground`, or `**PRESETS[name]` of `core.presets`.
+        options: a preset's name (`core.options.PRESETS`), or `GroundOptions`.
+        **changes: fields of `GroundOptions` that differ from `options`.
 
     Raises:
         GroundingError: an image, prompt or option that cannot be used.
 
     Source: section 3.1 of the paper.
     """
+    options = GroundOptions.of(options, **changes)
     picture = load_image(image)
     if answer is None:
         generation = lmm.generate(
-            picture, prompt, max_new_tokens=max_new_tokens, per_head=per_head, row=row, **(generation_options or {})
+            picture, prompt, max_new_tokens=max_new_tokens, **options.capture(), **(generation_options or {})
         )
     else:
         if generation_options:
             raise GroundingError(
                 f"a given answer is not generated, so {sorted(generation_options)} have no effect; leave them out"
             )
-        generation = lmm.replay(picture, prompt, answer, per_head=per_head, row=row)
-    return ground(generation, picture, segmenter=segmenter, nlp=nlp, **options)
+        generation = lmm.replay(picture, prompt, answer, **options.capture())
+    return ground(generation, picture, segmenter=segmenter, nlp=nlp, options=options)
 
 
 def ground(
@@ -116,18 +115,8 @@ def ground(
     segmenter: Segmenter | None,
     nlp: Language | None,
     phrases: Sequence[Phrase] | None = None,
-    normalization: str = "sequence",
-    aggregation: str = "mean",
-    view: str | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    token_offset: int = 0,
-    remove_corners: bool = False,
-    pronouns: bool = False,
-    sam_prompt: str = "point",
-    mask_choice: str = "last",
-    mask_temperature: float | None = 2e-4,
-    mask_threshold: float = 0.75,
+    options: GroundOptions | str = "paper",
+    **changes: Any,
 ) -> Grounding:
     """The cheap stages alone: from a generation to phrases, maps, points and masks. Run it many times on one
     generation.
@@ -138,39 +127,20 @@ def ground(
         segmenter: None stops at the points (no masks, scores [p, 0]).
         nlp: finds the noun phrases; may be None where `phrases` are given.
         phrases: ground these instead (`core.phrases.phrase_at` makes one from characters).
-        normalization: "sequence" (equation 3) or "none".
-        aggregation: "mean", "max" or "first" over the tokens of a phrase's central noun.
-        view: name of the view whose peak is taken; None is the last one, the finest.
-        layers, heads: keep only these (0-based; needs `per_head` maps); None is all.
-        token_offset: read the map this many tokens later (1 reproduces the off-by-one of the reference demo).
-        remove_corners: the four corner cells never hold the peak.
-        pronouns: ground "it" and "they", too.
-        sam_prompt: "point" (the peak) or "mask" (the whole map, with a box).
-        mask_choice: "last", "best" or "all" of the three masks.
-        mask_temperature, mask_threshold: of the mask prompt, see `Segmenter.predict_from_maps`.
+        options, **changes: as in `attend_and_segment`.
 
     Raises:
         GroundingError: options that do not fit each other or the generation, an image of another size.
 
-    Source: section 3.1; the options follow section 4 and the released code.
+    Source: section 3.1 of the paper.
     """
-    settings = {
-        "normalization": normalization,
-        "aggregation": aggregation,
-        "view": generation.view(view).name,
-        "layers": None if layers is None else list(layers),
-        "heads": None if heads is None else list(heads),
-        "token_offset": token_offset,
-        "remove_corners": remove_corners,
-        "pronouns": pronouns,
-        "sam_prompt": sam_prompt,
-        "mask_choice": mask_choice,
-        "mask_temperature": mask_temperature,
-        "mask_threshold": mask_threshold,
-        "segmenter": None if segmenter is None else segmenter.name,
-        "nlp": None if nlp is None else pipeline_name(nlp),
-    }
-    check_options(**{name: settings[name] for name in CHOICES})
+    options = GroundOptions.of(options, **changes)
+    view = generation.view(options.view)
+    row = generation.model.get("row", options.row)
+    if row != options.row:
+        raise GroundingError(
+            f"the generation read the rows {row!r}, not {options.row!r}; generate it with row={options.row!r}"
+        )
     picture = load_image(image)
     size = (picture.height, picture.width)
     if size != tuple(generation.image_size):
@@ -178,62 +148,80 @@ def ground(
             f"the image is {size} (H, W), but the generation is of one of {tuple(generation.image_size)}"
         )
     if phrases is None:
-        if nlp is None:
-            raise GroundingError("noun phrases need a spaCy pipeline: give nlp=load_nlp(...), or phrases=")
-        phrases = find_phrases(generation.text, generation.token_spans, nlp, pronouns=pronouns)
-    maps = phrase_maps(
-        generation, phrases, normalization=normalization, aggregation=aggregation, layers=layers, heads=heads,
-        token_offset=token_offset,
-    )  # fmt: skip
-    points = prompt_points(maps, generation.view(view), size, remove_corners=remove_corners)
-    masks, scores = _segment(picture, maps, points, generation.view(view), segmenter, settings)
-    return Grounding(size, generation, tuple(phrases), maps, points, masks, scores, settings)
-
-
-def check_options(**options: Any) -> None:
-    """Refuse options that `ground` does not know, before any image is touched.
-
-    Raises:
-        GroundingError: an unknown option, or an unknown value of one that names a choice.
-    """
-    known = [name for name, kind in signature(ground).parameters.items() if kind.kind is kind.KEYWORD_ONLY]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise GroundingError(f"unknown options {', '.join(unknown)}; `ground` takes {', '.join(known)}")
-    for name, choices in CHOICES.items():
-        if name in options and options[name] not in choices:
-            raise GroundingError(f"{name} {options[name]!r} is not known; choose one of {', '.join(choices)}")
+        phrases = _said(generation, nlp, options)
+    maps = phrase_maps(generation, phrases, options=options)
+    points = _points(generation, phrases, maps, options)
+    masks, scores = _segment(picture, maps, points, view, segmenter, options)
+    return Grounding(
+        size,
+        generation,
+        tuple(phrases),
+        maps,
+        points,
+        masks,
+        scores,
+        options,
+        segmenter=None if segmenter is None else segmenter.name,
+        nlp=None if nlp is None else pipeline_name(nlp),
+    )
 
 
 def phrase_maps(
-    generation: Generation,
-    phrases: Sequence[Phrase],
-    *,
-    normalization: str = "sequence",
-    aggregation: str = "mean",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    token_offset: int = 0,
+    generation: Generation, phrases: Sequence[Phrase], *, options: GroundOptions | str = "paper", **changes: Any
 ) -> Float[Tensor, "p k"]:
-    """Each phrase's map over the visual tokens; the arguments are those of `ground`.
+    """Each phrase's map over the visual tokens; options as in `attend_and_segment`.
 
     Raises:
         GroundingError: heads are selected without per-head maps, or an option is unknown.
     """
+    options = GroundOptions.of(options, **changes)
+    attention = token_maps(generation, options=options)
+    rows = [aggregate(attention, _tokens(phrase, attention, options), options.aggregation) for phrase in phrases]
+    return torch.stack(rows) if rows else attention.new_zeros(0, attention.shape[1])
+
+
+def token_maps(
+    generation: Generation, *, options: GroundOptions | str = "paper", **changes: Any
+) -> Float[Tensor, "t k"]:
+    """Each output token's map over the visual tokens: the layers and heads asked for, then equation 3.
+
+    Raises:
+        GroundingError: heads are selected without per-head maps, or an option is unknown.
+    """
+    options = GroundOptions.of(options, **changes)
     attention = generation.attention
-    if layers is not None or heads is not None:
+    if options.selects_heads:
         if generation.attention_per_head is None:
             raise GroundingError(
                 "to select layers or heads, generate with per_head=True; this generation keeps their mean only"
             )
-        attention = select_heads(generation.attention_per_head, layers=layers, heads=heads)
-    attention = normalize(attention, normalization)
+        attention = select_heads(generation.attention_per_head, layers=options.layers, heads=options.heads)
+    return normalize(attention, options.normalization)
+
+
+def _said(generation: Generation, nlp: Language | None, options: GroundOptions) -> tuple[Phrase, ...]:
+    """What of the answer is grounded: its noun phrases, or its first tokens as one phrase."""
+    if options.first_tokens is not None:
+        return first_tokens(generation.text, len(generation.token_ids), options.first_tokens)
+    if nlp is None:
+        raise GroundingError("noun phrases need a spaCy pipeline: give nlp=load_nlp(...), or phrases=")
+    return find_phrases(generation.text, generation.token_spans, nlp, pronouns=options.pronouns)
+
+
+def _tokens(phrase: Phrase, attention: Tensor, options: GroundOptions) -> list[int]:
     last = len(attention) - 1
-    rows = [
-        aggregate(attention, [min(token + token_offset, last) for token in phrase.tokens], aggregation)
-        for phrase in phrases
-    ]
-    return torch.stack(rows) if rows else attention.new_zeros(0, attention.shape[1])
+    return [min(token + options.token_offset, last) for token in phrase.tokens]
+
+
+def _points(generation: Generation, phrases: Sequence[Phrase], maps: Tensor, options: GroundOptions) -> Tensor:
+    view, size = generation.view(options.view), tuple(generation.image_size)
+    if options.aggregation != "pixel_max" or not phrases:
+        return prompt_points(maps, view, size, remove_corners=options.remove_corners)
+    attention = token_maps(generation, options=options)
+    groups = [_tokens(phrase, attention, options) for phrase in phrases]
+    rows = attention[[token for group in groups for token in group]]
+    lengths = [len(group) for group in groups]
+    return prompt_points(rows, view, size, remove_corners=options.remove_corners, groups=lengths)
 
 
 def _segment(
@@ -242,34 +230,34 @@ def _segment(
     points: Tensor,
     view: View,
     segmenter: Segmenter | None,
-    settings: dict[str, Any],
+    options: GroundOptions,
 ) -> tuple[tuple[tuple[dict, ...], ...], Tensor]:
     """Masks as run-length codes and their scores, a few phrases at a time."""
     if segmenter is None:
         return ((),) * len(points), torch.zeros(len(points), 0)
     if len(points) == 0:
-        return (), torch.zeros(0, MASK_CHOICES[settings["mask_choice"]])
+        return (), torch.zeros(0, MASK_CHOICES[options.mask_choice])
     segmenter.set_image(picture)
-    if settings["sam_prompt"] == "point":
+    if options.sam_prompt == "point":
         parts = segmenter.predict_in_parts(points)
     else:
-        parts = _from_maps(maps, view, segmenter, settings)
+        parts = _from_maps(maps, view, segmenter, options)
     codes, scores = [], []
     for part in parts:
-        chosen = choose(part, settings["mask_choice"])
+        chosen = choose(part, options.mask_choice)
         codes += [tuple(encode_rle(mask) for mask in masks) for masks in chosen.masks]
         scores.append(chosen.scores)
     return tuple(codes), torch.cat(scores)
 
 
-def _from_maps(maps: Tensor, view: View, segmenter: Segmenter, settings: dict[str, Any]) -> Iterator[Masks]:
+def _from_maps(maps: Tensor, view: View, segmenter: Segmenter, options: GroundOptions) -> Iterator[Masks]:
     height, width = segmenter.image_size
     grids = to_grid(maps, view)
-    if settings["remove_corners"]:
+    if options.remove_corners:
         grids = remove_corners(grids)
     for part in grids.split(max(1, PIXELS_AT_ONCE // (height * width))):
         yield segmenter.predict_from_maps(
             map_to_pixels(part, view, size=(height, width)),
-            temperature=settings["mask_temperature"],
-            threshold=settings["mask_threshold"],
+            temperature=options.mask_temperature,
+            threshold=options.mask_threshold,
         )

@@ -7,6 +7,8 @@ Frame: continuous coordinates, pixel (row i, column j) covers [j, j+1) x [i, i+1
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from einops import rearrange
@@ -61,7 +63,8 @@ def prompt_points(
     *,
     remove_corners: bool = False,
     mode: str = "bicubic",
-) -> Float[Tensor, "p 2"]:
+    groups: Sequence[int] | None = None,
+) -> Float[Tensor, "g 2"]:
     """One point per map: the highest value of the map resampled at the original resolution.
 
     Only pixels inside the view's box can win; where a processor crops, the model never saw the rest. Maps are
@@ -73,21 +76,31 @@ def prompt_points(
         size: (H, W) of the original image.
         remove_corners: ignore the four corner cells.
         mode: interpolation of `map_to_pixels`.
+        groups: how many consecutive maps share one point, that of their pixel-wise maximum; None gives each its own.
 
     Returns:
-        Pixel centres (x, y) in pixels of the original image.
+        Pixel centres (x, y) in pixels of the original image, one for each map or group.
 
-    Source: section 3.1 and the released code (bicubic, then the crop of the image from the padded square).
+    Source: section 3.1 and the released code (bicubic, then the crop of the image from the padded square); groups are
+        its referring segmentation's.
     """
     grids = to_grid(maps, view)
     if remove_corners:
         grids = without_corners(grids)
     rows, columns = visible_pixels(view, size)
     at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
-    points = [
-        peak(map_to_pixels(part, view, size=size, mode=mode)[..., rows, columns])
-        for part in grids.split(at_once)
-        if len(part)
-    ]
+
+    def seen(part: Tensor) -> Tensor:
+        return map_to_pixels(part, view, size=size, mode=mode)[..., rows, columns]
+
+    if groups is None:
+        points = [peak(seen(part)) for part in grids.split(at_once) if len(part)]
+    else:
+        points = [peak(_highest(group, seen, at_once))[None] for group in grids.split(list(groups))]
     corner = torch.tensor([columns.start, rows.start], dtype=torch.float32)
     return torch.cat([*points, torch.empty(0, 2)]) + corner
+
+
+def _highest(group: Tensor, seen: Callable[[Tensor], Tensor], at_once: int) -> Tensor:
+    """The pixel-wise maximum of some maps, upsampled a few at a time."""
+    return reduce(torch.maximum, (seen(part).amax(0) for part in group.split(at_once)))

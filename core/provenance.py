@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from core.options import GroundOptions
 from core.phrases import pipeline_name
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def run_config(
     nlp: Language,
     prompt: str | Mapping[str, str],
     seed: int | None = None,
-    **options: Any,
+    options: GroundOptions | str = "paper",
+    **further: Any,
 ) -> dict[str, Any]:
     """What determines a run's results, to open its `RunStore` with.
 
@@ -46,7 +48,8 @@ def run_config(
     Args:
         lmm, segmenter, nlp, prompt: as for `ground_dataset`.
         seed: of whatever is random in the run (the choice of images, sampling).
-        **options: everything else that is passed to `ground_dataset` and changes its records.
+        options: as for `ground_dataset`.
+        **further: everything else that changes the records (the data, max_new_tokens, ...), as JSON values.
     """
     model = {
         "name_or_path": lmm.name,
@@ -66,7 +69,8 @@ def run_config(
         "nlp": pipeline_name(nlp),
         "prompt": prompt,
         "seed": seed,
-        "options": options,
+        "options": GroundOptions.of(options).as_dict(),
+        **further,
     }
 
 
@@ -80,6 +84,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that results depend on; None where one is not installed."""
     versions = {}
     for package in PACKAGES:
         try:

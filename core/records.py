@@ -28,11 +28,12 @@ from core.atomic import TEMPORARY, remove_stale, write_atomically
 from core.errors import GroundingError
 from core.generation import Generation
 from core.geometry import View
+from core.options import GroundOptions
 from core.phrases import Phrase
 from core.pipeline import Grounding
 from core.provenance import package_versions
 
-FORMAT = 1
+FORMAT = 2
 LONGEST_NAME = 200  # bytes of an encoded id; file systems allow 255 with our endings
 
 
@@ -187,7 +188,9 @@ def _pack(grounding: Grounding, keep_per_head: bool) -> tuple[dict[str, Tensor],
         "views": [{"name": view.name, "box": list(view.box)} for view in generation.views],
         "phrases": [asdict(phrase) for phrase in grounding.phrases],
         "masks": grounding.masks,
-        "settings": grounding.settings,
+        "options": grounding.options.as_dict(),
+        "segmenter": grounding.segmenter,
+        "nlp": grounding.nlp,
     }
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, about
 
@@ -219,7 +222,9 @@ def _unpack(tensors: dict[str, Tensor], about: dict[str, Any]) -> Grounding:
         tensors["points"],
         masks,
         tensors["scores"],
-        about["settings"],
+        GroundOptions(**about["options"]),
+        segmenter=about["segmenter"],
+        nlp=about["nlp"],
     )
 
 

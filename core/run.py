@@ -11,7 +11,8 @@ from core.attention import select_heads
 from core.errors import GroundingError
 from core.generation import Generation
 from core.images import load_image
-from core.pipeline import check_options, ground
+from core.options import GroundOptions
+from core.pipeline import ground
 from core.records import RunStore
 
 if TYPE_CHECKING:
@@ -43,11 +44,10 @@ def ground_dataset(
     batch_size: int = 1,
     progress: bool = True,
     retry_errors: bool = False,
-    per_head: bool = False,
-    row: str = "predicting",
     max_new_tokens: int = 512,
     generation_options: dict[str, Any] | None = None,
-    **options: Any,
+    options: GroundOptions | str = "paper",
+    **changes: Any,
 ) -> RunSummary:
     """Ground every image that has no record yet.
 
@@ -64,17 +64,16 @@ def ground_dataset(
         batch_size: images per forward pass.
         progress: show a progress bar.
         retry_errors: try the ids with an error record again.
-        per_head, row, max_new_tokens, generation_options: as in `attend_and_segment`.
-        **options: those of `ground`.
+        max_new_tokens, generation_options, options, **changes: as in `attend_and_segment`.
 
     Raises:
         GroundingError: an id appears twice, or has no prompt or answer; options that no image could use.
     """
     from tqdm import tqdm  # not tqdm.auto: its widgets leave nothing in logs and exported pages
 
-    check_options(**options)
+    options = GroundOptions.of(options, **changes)
     done = store.done(errors=not retry_errors)
-    capture = {"per_head": per_head, "row": row}
+    capture = options.capture()
     generate = {"max_new_tokens": max_new_tokens, **(generation_options or {})}
     grounded: list[str] = []
     failed: list[str] = []
@@ -90,7 +89,7 @@ def ground_dataset(
             for id, generation in generations.items():
                 _check_fit(generation, options)
                 try:
-                    grounding = ground(generation, opened[id], segmenter=segmenter, nlp=nlp, **options)
+                    grounding = ground(generation, opened[id], segmenter=segmenter, nlp=nlp, options=options)
                 except GroundingError as error:
                     refused[id] = str(error)
                     continue
@@ -103,17 +102,11 @@ def ground_dataset(
     return RunSummary(tuple(grounded), tuple(failed), tuple(skipped))
 
 
-def _check_fit(generation: Generation, options: dict[str, Any]) -> None:
+def _check_fit(generation: Generation, options: GroundOptions) -> None:
     """Refuse a view, layers or heads that the model does not have: that would fail for every image alike."""
-    generation.view(options.get("view"))
-    layers, heads = options.get("layers"), options.get("heads")
-    if layers is None and heads is None:
-        return
-    if generation.attention_per_head is None:
-        raise GroundingError(
-            "to select layers or heads, run with per_head=True; these generations keep their mean only"
-        )
-    select_heads(generation.attention_per_head[:1], layers=layers, heads=heads)
+    generation.view(options.view)
+    if options.selects_heads:
+        select_heads(generation.attention_per_head[:1], layers=options.layers, heads=options.heads)
 
 
 def _batches(items: Iterable[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:

@@ -14,7 +14,9 @@ from matplotlib.colors import to_rgb
 from tiny_coco import rectangle
 
 import analysis.figures as figures
+import analysis.heads.figures as head_figures
 import analysis.mosaics as mosaics
+import analysis.pilot_study.figures as pilot_figures
 from analysis.paper import paper_methods, paper_table
 from core.geometry import View
 
@@ -106,7 +108,7 @@ def test_an_empty_mosaic_is_empty():
 
 def test_head_maps_stand_in_layers_and_heads():
     maps = np.random.default_rng(0).random((3, 2, 4, 4))
-    ax = mosaics.plot_head_maps(maps)
+    ax = head_figures.plot_head_maps(maps)
     drawn = {image.get_label(): np.asarray(image.get_array()) for image in data_images(ax)}
     assert len(drawn) == 6
     np.testing.assert_array_equal(drawn["layer 2 head 1"], maps[2, 1])
@@ -115,7 +117,7 @@ def test_head_maps_stand_in_layers_and_heads():
 
 def test_head_accuracy_marks_the_mean_and_chance_on_the_colour_bar():
     percent = np.array([[10.0, 60.0], [30.0, 5.0]])
-    ax = mosaics.plot_head_accuracy(percent, reference=46.6, chance=4.0)
+    ax = head_figures.plot_head_accuracy(percent, reference=46.6, chance=4.0)
     np.testing.assert_array_equal(np.asarray(ax.images[0].get_array()), percent)
     bar = ax.figure.axes[1]
     marks = {line.get_label(): line.get_ydata()[0] for line in bar.lines}
@@ -124,7 +126,7 @@ def test_head_accuracy_marks_the_mean_and_chance_on_the_colour_bar():
 
 
 def test_head_accuracy_of_nothing_is_drawn_without_marks():
-    ax = mosaics.plot_head_accuracy(np.full((2, 2), np.nan), reference=float("nan"), chance=float("nan"))
+    ax = head_figures.plot_head_accuracy(np.full((2, 2), np.nan), reference=float("nan"), chance=float("nan"))
     ax.figure.canvas.draw()
     assert len(ax.figure.axes[1].lines) == 0
 
@@ -151,7 +153,7 @@ def table():
 
 def test_the_pilot_figure_keeps_ours_and_the_papers_apart():
     paper = paper_table(1).assign(method=paper_methods(1))
-    figure = figures.plot_pilot_study(table(), paper, title="measured here: tiny")
+    figure = pilot_figures.plot_pilot_study(table(), paper, title="measured here: tiny")
     ours, published = figure.axes
     assert ours.get_title(loc="left") == "measured here: tiny"
     assert published.get_title(loc="left").startswith("published: paper, Table 1")
@@ -161,7 +163,7 @@ def test_the_pilot_figure_keeps_ours_and_the_papers_apart():
 
 
 def test_scores_by_size_are_bars_of_the_rows_that_have_them():
-    ax = figures.plot_scores_by_size(table())
+    ax = pilot_figures.plot_scores_by_size(table())
     assert [bars.get_label() for bars in ax.containers] == ["Random Point", "attend-and-segment"]
     assert [bar.get_height() for bar in ax.containers[1]] == [20.0] * 8
 

@@ -8,9 +8,9 @@ from tiny_sam import segmenter
 from core.attention import normalize
 from core.errors import GroundingError
 from core.masks import decode_rle
+from core.options import PRESETS, GroundOptions
 from core.phrases import Phrase, phrase_at
 from core.pipeline import attend_and_segment, ground, phrase_maps
-from core.presets import PRESETS
 
 CAPTION = "The image features a cat with green eyes. There is a red cup on the table, next to it."
 
@@ -19,9 +19,10 @@ def picture() -> Image.Image:
     return Image.fromarray(data.chelsea()).resize(SIZE[::-1])
 
 
-def grounded(**options):
-    per_head = (3, 4) if "heads" in options or "layers" in options else None
-    return ground(generation(per_head=per_head), picture(), segmenter=segmenter(), nlp=nlp(), **options)
+def grounded(preset: str = "paper", **changes):
+    options = GroundOptions.of(preset, **changes)
+    source = generation(per_head=(3, 4) if options.selects_heads else None, row=options.row)
+    return ground(source, picture(), segmenter=segmenter(), nlp=nlp(), options=options)
 
 
 def test_a_grounding_holds_phrases_maps_points_masks_and_its_settings() -> None:
@@ -33,9 +34,9 @@ def test_a_grounding_holds_phrases_maps_points_masks_and_its_settings() -> None:
     assert [len(codes) for codes in result.masks] == [1, 1]
     assert decode_rle(result.masks[0][0]).shape == SIZE
     assert result.scores.shape == (2, 1)
-    assert result.settings["view"] == "grid"
-    assert result.settings["segmenter"] == "tiny"
-    assert result.settings["nlp"].startswith("en_embedded")
+    assert (result.options, result.view.name) == (GroundOptions(), "grid")
+    assert result.segmenter == "tiny"
+    assert result.nlp.startswith("en_embedded")
 
 
 def test_the_point_lies_in_the_brightest_cell_of_the_chosen_view() -> None:
@@ -76,7 +77,71 @@ def test_options_change_what_they_name() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs(name: str) -> None:
-    assert len(grounded(**PRESETS[name]).phrases) == 2
+    result = grounded(name)
+    assert len(result.phrases) == (1 if result.options.first_tokens else 2)
+    assert result.options == PRESETS[name]
+
+
+PLAIN = {  # preset: (head or None for all, offset, how tokens are put together), written from the released scripts
+    "paper": (None, 0, "mean"),
+    "reference_v1": (-2, 0, "mean"),
+    "reference_v1_demo": (-2, 1, "mean"),
+    "reference_v1_pilot_study": (-2, 0, "mean"),
+    "reference_v2": (None, 0, "max"),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_presets_do_what_the_released_scripts_do(name: str) -> None:
+    """The maps of "star" (token 4) and "rook" (token 9) by plain loops over per-head attention; pronouns are kept by
+    all of the released code and dropped by ours.
+    """
+    head, offset, how = PLAIN[name]
+    source = generation("It is a red star next to the blue rook.", per_head=(3, 4))
+    result = ground(source, picture(), segmenter=segmenter(), nlp=nlp(), options=name)
+    steps = []
+    for step in source.attention_per_head:  # [l, n, k]
+        layers = [layer.mean(0) if head is None else layer[head] for layer in step]
+        steps.append(sum(layers) / len(layers))
+    mean = sum(steps) / len(steps)
+    tokens = {"star": [4 + offset], "rook": [9 + offset], "It": [0 + offset]}
+    assert [phrase.root for phrase in result.phrases] == (
+        ["star", "rook"] if name == "paper" else ["It", "star", "rook"]
+    )
+    for phrase, found in zip(result.phrases, result.maps, strict=True):
+        rows = torch.stack([steps[token] - mean for token in tokens[phrase.root]])
+        torch.testing.assert_close(found, rows.mean(0) if how == "mean" else rows.amax(0))
+    assert {len(masks) for masks in result.masks} == {3 if name == "reference_v1_pilot_study" else 1}
+
+
+def test_the_referring_preset_takes_the_best_pixel_of_the_first_tokens() -> None:
+    source = generation(per_head=(3, 4))
+    result = ground(source, picture(), segmenter=None, nlp=None, options="reference_v2_referring")
+    steps = source.attention_per_head[:, :, -2].mean(1)
+    grids = (steps - steps.mean(0))[:8, source.view("grid").index]
+    pixels = torch.nn.functional.interpolate(grids[:, None], size=SIZE, mode="bicubic", align_corners=False)[:, 0]
+    row, column = divmod(int(pixels.amax(0).argmax()), SIZE[1])
+    assert result.points.tolist() == [[column + 0.5, row + 0.5]]
+    assert result.phrases[0].tokens == tuple(range(8))
+    torch.testing.assert_close(result.maps[0], (steps - steps.mean(0))[:8].amax(0))
+
+
+def test_the_first_tokens_of_a_short_answer_hold_its_end_of_sequence() -> None:
+    source = generation("a star", per_head=(3, 4))
+    result = ground(source, picture(), segmenter=None, nlp=None, options="reference_v2_referring")
+    assert result.phrases[0].tokens == (0, 1, 2) and len(source.token_ids) == 3
+
+
+def test_the_narrative_preset_reads_the_first_token_of_a_given_segment() -> None:
+    source = generation(row="self")
+    words = phrase_at(source.text, source.token_spans, (9, 27))
+    result = ground(source, picture(), segmenter=None, nlp=None, phrases=[words], options="reference_v2_narrative")
+    torch.testing.assert_close(result.maps[0], normalize(source.attention)[2])
+
+
+def test_maps_of_other_rows_are_refused() -> None:
+    with pytest.raises(GroundingError, match="read the rows 'predicting', not 'self'; generate it with row='self'"):
+        ground(generation(), picture(), segmenter=None, nlp=nlp(), row="self")
 
 
 def test_given_phrases_are_grounded_without_a_parser() -> None:

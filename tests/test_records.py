@@ -27,7 +27,7 @@ def assert_same(before, after) -> None:
     assert after.image_size == before.image_size
     assert after.phrases == before.phrases
     assert after.masks == before.masks
-    assert after.settings == before.settings
+    assert (after.options, after.segmenter, after.nlp) == (before.options, before.segmenter, before.nlp)
     for name in ("maps", "points", "scores"):
         assert torch.equal(getattr(after, name), getattr(before, name))
     assert after.generation.text == before.generation.text

@@ -11,6 +11,7 @@ from tiny_sam import random_sam, segmenter
 
 from core.errors import GroundingError
 from core.masks import Segmenter
+from core.options import GroundOptions
 from core.provenance import fingerprint, run_config
 from core.records import RunStore
 from core.run import ground_dataset
@@ -117,12 +118,10 @@ def test_other_weights_of_the_same_name_are_another_configuration(photographs, t
 
 
 def test_every_option_of_ground_reaches_it(photographs, tmp_path, lmms) -> None:
-    store, _ = run(
-        photographs[:1], tmp_path / "run", lmms, per_head=True, heads=[0], mask_choice="all", normalization="none"
-    )
+    store, _ = run(photographs[:1], tmp_path / "run", lmms, heads=[0], mask_choice="all", normalization="none")
     record = store.read("a")
     assert len(record.masks[0]) == 3
-    assert (record.settings["heads"], record.settings["normalization"]) == ([0], "none")
+    assert record.options == GroundOptions(heads=(0,), mask_choice="all", normalization="none")
 
 
 def test_refusals(photographs, tmp_path, lmms) -> None:
@@ -132,10 +131,10 @@ def test_refusals(photographs, tmp_path, lmms) -> None:
         run(photographs[:2], tmp_path / "other", lmms, answers={"a": ANSWER})
     for options, message in (
         ({"mask_choice": "first"}, "mask_choice 'first' is not known"),
-        ({"masks": "last"}, "unknown options masks; `ground` takes"),
+        ({"masks": "last"}, "unknown options masks; grounding takes"),
         ({"view": "tiles"}, "no view is called 'tiles'"),
-        ({"heads": [0]}, "run with per_head=True"),
-        ({"per_head": True, "heads": [99]}, r"head selection \[99\]"),
+        ({"heads": [99]}, r"head selection \[99\]"),
+        ({"options": "refrence_v1"}, "no preset is called 'refrence_v1'; choose one of paper, "),
     ):
         with pytest.raises(GroundingError, match=message):
             run(photographs[:1], tmp_path / "options", lmms, **options)

@@ -15,6 +15,7 @@ from pycocotools import mask as rle
 from core.generation import Generation
 from core.geometry import View
 from core.masks import encode_rle
+from core.options import GroundOptions
 from core.phrases import Phrase
 from core.pipeline import Grounding
 
@@ -173,5 +174,5 @@ def grounding(
         points=torch.tensor([point for _, point, _ in said], dtype=torch.float32).reshape(-1, 2),
         masks=tuple(tuple(compressed(mask) for mask in masks) for _, _, masks in said),
         scores=torch.tensor([list(scores[:kept]) for _ in said], dtype=torch.float32).reshape(len(said), kept),
-        settings={"view": "image", "normalization": "none"},
+        options=GroundOptions(view="image", normalization="none"),
     )

@@ -9,6 +9,7 @@ import torch
 from core.generation import Generation
 from core.geometry import View
 from core.masks import encode_rle
+from core.options import GroundOptions
 from core.phrases import Phrase, load_nlp
 from core.pipeline import Grounding
 
@@ -38,6 +39,7 @@ def generation(
     size: tuple[int, int] = SIZE,
     grid: tuple[int, int] = GRID,
     per_head: tuple[int, int] | None = None,
+    row: str = "predicting",
 ) -> Generation:
     """Random attention for a text; k holds a thumbnail of 4 cells, then the grid with a newline slot per row."""
     spans = word_spans(text)
@@ -58,7 +60,7 @@ def generation(
         token_spans=spans,
         image_size=size,
         attention_per_head=heads,
-        model={"name_or_path": "random", "revision": None, "row": "predicting"},
+        model={"name_or_path": "random", "revision": None, "row": row},
     )
 
 
@@ -81,5 +83,7 @@ def grounding(seed: int = 0, *, phrases: int = 2, masks: int = 1, **options) -> 
         points=torch.rand(phrases, 2, generator=generator) * 40,
         masks=codes,
         scores=torch.rand(phrases, masks, generator=generator),
-        settings={"normalization": "sequence", "layers": None},
+        options=GroundOptions(heads=(0, -1)),
+        segmenter="tiny",
+        nlp="en_embedded 1.0",
     )

@@ -77,7 +77,7 @@ def _seen(grounding: Grounding, min_attention: float) -> list[bool]:
     """For every phrase whether its map's highest value comes near enough to that of the answer's strongest phrase."""
     if len(grounding.maps) == 0:
         return []
-    view = grounding.generation.view(grounding.settings.get("view"))
+    view = grounding.view
     peaks = to_grid(grounding.maps, view).flatten(1).amax(1)
     return (peaks >= min_attention * peaks.max()).tolist() if min_attention else [True] * len(peaks)
 
@@ -131,7 +131,7 @@ def coloured_pieces(grounding: Grounding, objects: Sequence[DrawnObject]) -> lis
 
 def map_on_grid(grounding: Grounding, drawn: DrawnObject) -> tuple[Float[np.ndarray, "h w"], View]:
     """An object's attention map on its view's grid, and the view."""
-    view = grounding.generation.view(grounding.settings.get("view"))
+    view = grounding.view
     return to_grid(grounding.maps[drawn.phrases[0]], view).numpy(), view
 
 

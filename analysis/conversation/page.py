@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image, ImageFilter
 
 from analysis.conversation.objects import DrawnObject, coloured_pieces, drawn_objects
-from analysis.figures import shared_norm
+from analysis.figures import picture_uri, shared_norm, tint
 from core.attention import to_grid
 from core.geometry import map_to_pixels
 from core.pipeline import Grounding
@@ -155,7 +155,7 @@ def attention_pictures(
 
 def _map_at(grounding: Grounding, number: int, size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
     """The phrase's map over the whole image, sampled at `size` (width, height)."""
-    view = grounding.generation.view(grounding.settings.get("view"))
+    view = grounding.view
     whole = map_to_pixels(to_grid(grounding.maps[number], view), view, size=grounding.image_size).numpy()
     return np.asarray(Image.fromarray(whole).resize(size, Image.Resampling.BILINEAR))
 
