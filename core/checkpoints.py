@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,33 @@ def load_checkpoint(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    quantization: str | Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Any]:
     """(model, processor) of a checkpoint; see `core.lmm.load_lmm` for the arguments.
 
     Raises:
-        GroundingError: nothing loadable there, or a family without an adapter or without a spatial grid.
+        GroundingError: nothing loadable there, a family without an adapter or without a spatial grid, a device besides
+            a device map, or a quantisation that cannot be had here.
     """
     from transformers import AutoModelForImageTextToText
 
+    if quantization is not None and device_map is None:
+        device_map = "auto" if device == "auto" else {"": str(device)}
+    elif device_map is not None and device != "auto":
+        raise GroundingError(f"device {device!r} and device_map {device_map!r} were given; give one of them")
     device = torch.device(_best_device() if device == "auto" else device)
     if dtype == "auto" and device.type == "cpu":
         dtype = torch.float32
+    given = {"device_map": device_map, "attn_implementation": attn_implementation}
+    options = {name: value for name, value in given.items() if value is not None}
     with _told(name_or_path):
         source, _, processor = _described(name_or_path, revision)
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, revision=revision)
-    return model.to(device), processor
+        if quantization is not None:
+            options["quantization_config"] = _quantization(quantization)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, revision=revision, **options)
+    return (model.to(device) if device_map is None else model), processor
 
 
 def load_structure(name_or_path: str | Path, *, dtype: torch.dtype) -> tuple[nn.Module, Any]:
@@ -76,6 +88,19 @@ def _described(name_or_path: str | Path, revision: str | None) -> tuple[str, Any
     return source, config, AutoProcessor.from_pretrained(source, revision=revision)
 
 
+def _quantization(wanted: str | Mapping[str, Any]) -> Any:
+    """transformers' configuration of a quantisation: "4bit" or "8bit" (bitsandbytes), or the fields of any other."""
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    known = {"4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}, "8bit": {"load_in_8bit": True}}
+    if isinstance(wanted, str) and wanted not in known:
+        raise GroundingError(
+            f"quantization {wanted!r} is not known; use one of {', '.join(known)}, or the fields of a configuration "
+            "of transformers with its quant_method"
+        )
+    return AutoQuantizationConfig.from_dict(dict(known[wanted] if isinstance(wanted, str) else wanted))
+
+
 @contextmanager
 def _told(name_or_path: str | Path) -> Iterator[None]:
     """What transformers says of a checkpoint that it cannot load, with what can be given instead."""
@@ -83,6 +108,8 @@ def _told(name_or_path: str | Path) -> Iterator[None]:
         yield
     except GroundingError:
         raise
+    except ImportError as error:
+        raise GroundingError(f"{str(name_or_path)!r} cannot be loaded so here: {_first_line(error)}") from error
     except (OSError, ValueError) as error:
         raise GroundingError(
             f"no model could be loaded from {str(name_or_path)!r}: {_first_line(error)} Give a directory written by "

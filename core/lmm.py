@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,9 @@ def load_lmm(
     geometry: str = "processor",
     template: str | None = None,
     revision: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    quantization: str | Mapping[str, Any] | None = None,
 ) -> LMM:
     """Load a hub id, a `save_pretrained` directory, or the embedded model.
 
@@ -264,11 +268,22 @@ def load_lmm(
         geometry: "processor" leaves the image to the processor; "pad" pads where it would crop.
         template: prompt template, see `core.prompts.render_prompt`; None for the checkpoint's chat template.
         revision: branch, tag or commit on the hub.
+        device_map: spreads the model over devices ("auto", or a map of module names), in the place of `device`.
+        attn_implementation: attention kernels as transformers names them ("sdpa", "flash_attention_2", "eager").
+        quantization: "4bit" or "8bit" (needs bitsandbytes), or the fields of another quantisation of transformers.
 
     Raises:
         GroundingError: nothing loadable there, or a family without an adapter or without a spatial grid.
     """
-    model, processor = load_checkpoint(name_or_path, device=device, dtype=dtype, revision=revision)
+    model, processor = load_checkpoint(
+        name_or_path,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        quantization=quantization,
+    )
     return LMM(model, processor, geometry=geometry, template=template, name=str(name_or_path))
 
 

@@ -1,6 +1,7 @@
 """Generating and replaying: ids, prompts, spans, options, provenance, and errors that say what to do."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -397,3 +398,43 @@ def test_a_model_in_hand(checkpoints, pictures):
     model = AutoModelForImageTextToText.from_pretrained(checkpoints["llava"])
     lmm = LMM(model, AutoProcessor.from_pretrained(checkpoints["llava"]))
     assert lmm.generate(pictures["small"], PROMPT, max_new_tokens=2).model["name_or_path"] == str(checkpoints["llava"])
+
+
+# ---- loading
+
+
+@pytest.mark.parametrize(
+    "loading", [{"device_map": "auto"}, {"device_map": {"": "cpu"}}, {"attn_implementation": "eager"}]
+)
+def test_loading_options_change_neither_answer_nor_maps(lmms, checkpoints, pictures, loading):
+    usual = lmms["llava"].generate(pictures["portrait"], "What is it?", max_new_tokens=6)
+    found = load_lmm(checkpoints["llava"], **({"device": "cpu"} if "device_map" not in loading else {}), **loading)
+    answer = found.generate(pictures["portrait"], "What is it?", max_new_tokens=6)
+    assert answer.token_ids.tolist() == usual.token_ids.tolist()
+    torch.testing.assert_close(answer.attention, usual.attention, atol=1e-5, rtol=0)
+    assert found.model.config.text_config._attn_implementation == loading.get("attn_implementation", "sdpa")
+
+
+@pytest.mark.parametrize(
+    ("loading", "message"),
+    [
+        ({"device": "cpu", "device_map": "auto"}, "device 'cpu' and device_map 'auto' were given; give one of them"),
+        ({"quantization": "5bit"}, "quantization '5bit' is not known; use one of 4bit, 8bit, or the fields of"),
+        ({"quantization": {"quant_method": "mine"}}, "no model could be loaded from .*mine"),
+        ({"attn_implementation": "mine"}, "no model could be loaded from .*mine"),
+    ],
+)
+def test_loading_options_that_cannot_be_had_are_refused(checkpoints, loading, message):
+    with pytest.raises(GroundingError, match=message):
+        load_lmm(checkpoints["llava"], **loading)
+
+
+def test_quantisation_works_or_says_what_to_install(checkpoints, pictures):
+    """bitsandbytes is no dependency; where it is installed, captured generation runs on its layers, too."""
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(GroundingError, match=r"cannot be loaded so here: .*bitsandbytes"):
+            load_lmm(checkpoints["llava"], quantization="8bit")
+    else:
+        lmm = load_lmm(checkpoints["llava"], quantization="8bit")
+        answer = lmm.generate(pictures["portrait"], "What is it?", max_new_tokens=4)
+        assert 0 < float(answer.attention.sum(1).max()) <= 1
