@@ -14,6 +14,7 @@ from core.geometry import View
 from core.images import load_image
 from core.lmm import LMM, load_lmm
 from core.masks import Segmenter, load_segmenter
+from core.options import PRESETS, GroundOptions
 from core.phrases import Phrase, load_nlp
 from core.pipeline import Grounding, attend_and_segment, ground
 from core.records import RunStore
@@ -21,7 +22,9 @@ from core.run import ground_dataset
 
 __all__ = [
     "LMM",
+    "PRESETS",
     "Generation",
+    "GroundOptions",
     "Grounding",
     "GroundingError",
     "Phrase",

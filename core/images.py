@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from core.errors import GroundingError
+from core.weights import SCENE
 
 _PAPER = (255, 255, 255)  # what shows through transparent pixels
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -27,9 +28,9 @@ def load_image(source: Any) -> Image.Image:
     frames the first is taken. The source is not changed.
 
     Args:
-        source: a path, the bytes of a file, a binary file object, a PIL image, or a numpy array [H, W], [H, W, 1]
-            (grey), [H, W, 2] (grey, alpha), [H, W, 3] (RGB) or [H, W, 4] (RGBA) of dtype uint8, uint16, bool, float
-            in 0..1, or another integer type with values in 0..255.
+        source: a path ("embedded" for the scene that comes with the package), the bytes of a file, a binary file
+            object, a PIL image, or a numpy array [H, W], [H, W, 1] (grey), [H, W, 2] (grey, alpha), [H, W, 3] (RGB) or
+            [H, W, 4] (RGBA) of dtype uint8, uint16, bool, float in 0..1, or another integer type with values in 0..255.
 
     Returns:
         A loaded PIL image of mode "RGB"; its `size` is (W, H).
@@ -55,6 +56,8 @@ def load_image(source: Any) -> Image.Image:
 
 def _open_path(source: str | os.PathLike) -> Image.Image:
     path = os.fspath(source)
+    if path == "embedded":
+        path = str(SCENE)
     if isinstance(path, str) and path.split("://")[0] in ("http", "https", "s3", "gs", "ftp"):
         raise GroundingError(f"{path!r} is an address; download the image and give the path of the file")
     if not os.path.isfile(path):

@@ -220,3 +220,9 @@ def test_the_source_is_not_changed():
     load_image(image)
     assert image.mode == "RGBA"
     assert image.tobytes() == before
+
+
+def test_the_scene_that_comes_with_the_package():
+    from embedded.scenes.scenes import make_scene
+
+    assert load_image("embedded").tobytes() == make_scene("val", 2, seed=0).image.tobytes()

@@ -118,3 +118,29 @@ def test_importing_every_module_is_light_and_offline(package, forbidden):
     )
     assert result.returncode == 0, result.stderr
     assert forbidden & set(result.stdout.split()) == set()
+
+
+WITHOUT_THE_WORKSHOP = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("embedded", "analysis"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from core import attend_and_segment, load_lmm, load_nlp, load_segmenter
+lmm = load_lmm("embedded", geometry="pad", device="cpu")
+found = attend_and_segment(
+    "embedded", "Describe the image in detail.", lmm=lmm, segmenter=load_segmenter(), nlp=load_nlp(), max_new_tokens=24
+)
+print(len(found.phrases), len(found.masks))
+"""
+
+
+def test_core_grounds_without_the_workshop_that_trained_its_models():
+    command = [sys.executable, "-c", WITHOUT_THE_WORKSHOP]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr
+    phrases, masks = map(int, result.stdout.split())
+    assert phrases == masks > 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from core.errors import GroundingError
 
 FOLDER = Path(__file__).parent
+SCENE = FOLDER / "scene.png"  # a picture of the kind that they know: the third scene of the split `val`, seed 0
 KINDS = ("llava", "llava_two_stages", "difflmm", "sam", "en")
 EMBEDDED = {"embedded": "llava"} | {f"embedded/{kind}": kind for kind in ("llava", "llava_two_stages", "difflmm")}
 """Names that `load_lmm` takes -> kind."""
