@@ -139,6 +139,7 @@ def test_html_hides_code_and_fetches_nothing(report):
     html = (output / "b_good" / "b_good.html").read_text()
     assert "counted 12 of 34 images" in html
     assert "b64decode" not in html
+    assert "pre {word-break: normal !important" in html
     assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="http[^"]*"', html) == []
 
 
