@@ -14,19 +14,18 @@ import pandas as pd
 import pytest
 from tiny_family import tiny_data
 
-from analysis.encoders.figures import plot_noise_and_blocks, plot_variant_curves, plot_variant_losses
+from analysis.encoders.figures import plot_noise_and_blocks, plot_variant_curves, plot_variant_losses, table_figures
 from analysis.encoders.losses import load_stage_losses
+from analysis.encoders.probes import probe_table
 from analysis.encoders.reading import reading
+from analysis.encoders.rows import TABLES, describe_variants, find_table, paper_losses
 from analysis.encoders.tables import (
     chance_of_order,
-    describe_variants,
     loss_table,
     paired_differences,
-    paper_losses,
     rank_agreement,
     seed_table,
     spearman,
-    table_variants,
 )
 from analysis.figures import drawn_numbers
 from analysis.paper import paper_table
@@ -146,8 +145,28 @@ def test_rows_are_the_papers_in_its_order():
         == published[["noise_step", "feature_block"]].to_numpy().tolist()
     )
     assert six["training_loss"].tolist() == published["pretrain_loss"].tolist()
-    with pytest.raises(GroundingError, match="stand in tables 5 and 6, not in 7"):
-        table_variants(7)
+
+
+def test_a_table_says_what_it_asks_and_compares_with():
+    assert find_table(5).reference_label == "LLaVA, CLIP" and find_table(6).reference_label == "step 100, block 2"
+    for number, table in TABLES.items():
+        heading, text = table.opening.split("\n\n")
+        assert table.number == number and heading == f"## Table {number}: {table.question}" and heading.endswith("?")
+        assert text.endswith(f"This is Table {number} of the paper with the small models of this repository, "
+                             "trained on its own scenes.")  # fmt: skip
+        assert table.name.startswith(f"table{number}_")
+    for varied, (fixed, at) in find_table(6).panels.items():
+        rows = describe_variants(6)
+        assert rows.loc[rows[fixed] == at, varied].is_unique and (rows[fixed] == at).sum() == 4
+
+
+def test_another_table_is_refused_everywhere(losses5):
+    parts = (loss_table, seed_table, paired_differences, rank_agreement, reading, table_figures)
+    calls = [lambda part=part: part(losses5, 7) for part in parts]
+    calls += [lambda: find_table(7), lambda: paper_losses(7), lambda: probe_table([], 7)]
+    for call in calls:
+        with pytest.raises(GroundingError, match="stand in tables 5 and 6, not in 7"):
+            call()
 
 
 def test_mean_and_spread_over_seeds(losses5):
@@ -296,6 +315,15 @@ def test_noise_and_blocks_have_the_papers_below_on_other_axes(losses6):
     assert noise.get_ylim() != paper_noise.get_ylim()
 
 
+def test_a_tables_figures_go_by_the_names_of_their_files(losses5, losses6):
+    assert list(table_figures(losses5, 5)) == ["table5_losses", "table5_curves"]
+    figures = table_figures(losses6, 6)
+    assert list(figures) == ["table6_losses", "table6_noise_and_blocks", "table6_curves"]
+    drawn = {name: drawn_numbers(figure) for name, figure in figures.items()}
+    pd.testing.assert_frame_equal(drawn["table6_noise_and_blocks"], drawn_numbers(plot_noise_and_blocks(losses6)))
+    assert {"step 100, block 4"} <= set(drawn["table6_losses"]["artist"]) & set(drawn["table6_curves"]["artist"])
+
+
 # ---- a real run, recorded and read
 
 
@@ -317,7 +345,7 @@ def test_the_record_and_the_work_folder_tell_the_same(work, tmp_path):
 
 
 def test_a_real_run_fills_its_rows(work):
-    losses = load_stage_losses(work).of(table_variants(5))
+    losses = load_stage_losses(work).of(find_table(5).variants)
     table = loss_table(losses, 5).set_index("variant")
     assert table["seeds"].tolist() == ["2 (0, 1)", "1 (0)", "not run", "2 (0, 1)", "not run", "not run", "not run"]
     exact = converged_loss(load_losses({"sd": run_folder(work, "sd", 1, 1)}))["loss"].item()  # of the last step alone

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from tiny_coco import grounding, rectangle
 
+from analysis.encoders.rows import TABLES
 from analysis.paper import paper_table
-from analysis.report.__main__ import NOTEBOOKS, main
+from analysis.report.__main__ import NOTEBOOKS, main, profile_jobs
 from analysis.report.parameters import declared_parameters, parameter_problems
 from analysis.settings import Settings, bundled_photographs, describe_run, find_pictures
 from core.errors import GroundingError
@@ -22,16 +23,16 @@ from core.records import RunStore
 pytestmark = pytest.mark.timeout(900)  # a kernel for each notebook; a busy machine is slow
 
 NAMES = (
+    "encoder_tables",
     "grounded_conversation",
     "head_layer_heatmaps",
     "normalization_effects",
     "pilot_study",
-    "table5_encoders",
-    "table6_noise_and_blocks",
     "train_difflmm",
 )
 PROFILES = ("embedded", "smoke")
-PROMISED = {
+KINDS = ("differences", "probes", "rank_agreement", "runs")  # tables of both jobs of encoder_tables
+PROMISED = {  # by the name of the job, which is its notebook's but for the encoder tables
     "grounded_conversation": {
         "figures": ["conversation_scene_0", "best_masks_scene_0", "conversation_astronaut"],
         "tables": ["phrases"],
@@ -54,12 +55,12 @@ PROMISED = {
     },
     "table5_encoders": {
         "figures": ["table5_losses", "table5_curves"],
-        "tables": ["table5_encoders", "table5_differences", "table5_rank_agreement", "table5_runs"],
+        "tables": [f"table5_{kind}" for kind in (*KINDS, "encoders")],
         "records": [],
     },
     "table6_noise_and_blocks": {
         "figures": ["table6_losses", "table6_curves", "table6_noise_and_blocks"],
-        "tables": ["table6_noise_and_blocks", "table6_differences", "table6_rank_agreement", "table6_runs"],
+        "tables": [f"table6_{kind}" for kind in (*KINDS, "noise_and_blocks")],
         "records": [],
     },
     "train_difflmm": {
@@ -130,11 +131,13 @@ def test_every_parameter_is_used(name, notebook):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_profiles_hold_known_parameters(name, profile):
-    values = yaml.safe_load((NOTEBOOKS / "parameters" / profile / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert parameter_problems(NOTEBOOKS / f"{name}.ipynb", values) == []
-    if "n_images" in declared_parameters(NOTEBOOKS / f"{name}.ipynb"):
-        assert values["n_images"] > 0
+def test_profiles_hold_known_parameters_for_every_notebook(tmp_path, profile):
+    jobs = profile_jobs(profile, tmp_path)
+    assert [job.name for job in jobs] == sorted(PROMISED) and {job.notebook.stem for job in jobs} == set(NAMES)
+    for job in jobs:
+        assert parameter_problems(job.notebook, job.parameters, name=job.name) == []
+        if "n_images" in declared_parameters(job.notebook):
+            assert job.parameters["n_images"] > 0
 
 
 # ---- what they write
@@ -153,31 +156,36 @@ def test_the_smoke_report_succeeds(report):
     assert (output / "index.html").is_file()
 
 
-def test_promised_files_are_there(report, name):
-    folder = report[1] / name
+@pytest.mark.parametrize("job", PROMISED)
+def test_promised_files_are_there(report, job):
+    folder = report[1] / job
     assert (folder / "DONE").is_file()
-    for figure in PROMISED[name]["figures"]:
+    for figure in PROMISED[job]["figures"]:
         for ending in ("png", "pdf", "csv"):
             assert (folder / "figures" / f"{figure}.{ending}").stat().st_size > 20
-    for table in PROMISED[name]["tables"]:
+    for table in PROMISED[job]["tables"]:
         assert (folder / "tables" / f"{table}.html").stat().st_size > 200
-    for record in PROMISED[name]["records"]:
+    for record in PROMISED[job]["records"]:
         assert (folder / "records" / record).is_file()
 
 
-def test_no_cell_failed_and_every_cell_ran(report, name):
-    executed = nbformat.read(report[1] / name / f"{name}.ipynb", as_version=4)
+@pytest.mark.parametrize("job", PROMISED)
+def test_no_cell_failed_and_every_cell_ran(report, job):
+    executed = nbformat.read(report[1] / job / f"{job}.ipynb", as_version=4)
     for cell in code(executed):
         assert cell.execution_count is not None
         assert not any(output.output_type == "error" for output in cell.outputs)
 
 
-def test_tables_say_what_made_them(report, name):
-    for table in PROMISED[name]["tables"]:
-        frame = pd.read_csv(report[1] / name / "tables" / f"{table}.csv")
+@pytest.mark.parametrize("job", PROMISED)
+def test_tables_say_what_made_them(report, job):
+    for table in PROMISED[job]["tables"]:
+        frame = pd.read_csv(report[1] / job / "tables" / f"{table}.csv")
         ours = frame[frame["source"] == "measured here"]
-        trained = name.startswith(("table", "train"))
-        assert set(ours["model"]) == {"embedded LLaVA and DiffLMM, stage 1" if name.startswith("table") else "embedded"}
+        trained = job.startswith(("table", "train"))
+        probes = "embedded visual encoders, frozen features" if table.endswith("probes") else ""
+        losses = "embedded LLaVA and DiffLMM, stage 1" if job.startswith("table") else ""
+        assert set(ours["model"]) == {probes or losses or "embedded"}
         assert ours["settings"].str.contains("learning_rate=" if trained else "prompt=").all()
         assert ours["data"].str.contains("embedded scenes").all() and (ours["n_images"] > 0).all()
 
@@ -191,15 +199,20 @@ def test_the_pilot_table_has_our_numbers_and_the_papers(report):
     assert len(frame) == 10
 
 
-@pytest.mark.parametrize(("number", "name"), [(5, "table5_encoders"), (6, "table6_noise_and_blocks")])
-def test_the_encoder_tables_have_our_losses_and_the_papers(report, number, name):
-    frame = pd.read_csv(report[1] / name / "tables" / f"{name}.csv")
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_the_encoder_tables_have_our_losses_and_the_papers(report, table):
+    folder = report[1] / table.name
+    assert {file.stem for file in (folder / "figures").iterdir()} == set(PROMISED[table.name]["figures"])
+    assert {file.stem for file in (folder / "tables").iterdir()} == set(PROMISED[table.name]["tables"])
+    index = (report[1] / "index.html").read_text(encoding="utf-8")
+    assert index.count(f"Table {table.number}: {table.question}") == 2  # in the list and above the section
+    frame = pd.read_csv(folder / "tables" / f"{table.name}.csv")
     ours, paper = (frame[(frame["source"] == "measured here") == here] for here in (True, False))
     assert len(ours) == len(paper) == 7
     assert (
         (ours["seeds"] != "not run").all() and (ours["training_loss"] > 0).all() and (ours["held_out_loss"] > 0).all()
     )
-    assert paper["training_loss"].tolist() == paper_table(number)["pretrain_loss"].tolist()
+    assert paper["training_loss"].tolist() == paper_table(table.number)["pretrain_loss"].tolist()
 
 
 def test_conversations_need_nothing_from_elsewhere(report):

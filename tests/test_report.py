@@ -15,7 +15,7 @@ from analysis.report.__main__ import NOTEBOOKS, main, override_parameters, profi
 from analysis.report.page import flatten, notebook_section, write_page
 from analysis.report.parameters import declared_parameters, fits, parse_value
 from analysis.report.progress import NotebookProgress
-from analysis.report.runs import NotebookJob, job_identity, read_state
+from analysis.report.runs import NotebookJob, count_cells, job_identity, read_state
 from core.errors import GroundingError
 
 DOT = base64.b64encode(
@@ -42,9 +42,12 @@ out = pathlib.Path(output_dir)
 with open(out / "runs.txt", "a") as log: log.write(f"{{images}} {{sys.executable}}\\n")
 print("counted 12 of 34 images")"""
 MARK = 'pathlib.Path(output_dir, "DONE").touch()'
+SHOW = """from IPython.display import Markdown
+Markdown(f"## Is it {images}?\\n\\nThis one asks for `{images}`.\\n\\nAnd more.")"""
 GOOD = ["# Where it looks\n\nDoes the runner work?\n\nMore words.", PARAMETERS, WRITE, MARK]
 FAILING = ["# It fails", PARAMETERS, 'print("before")', 'raise ValueError(f"no dog in {images} images")']
 KILLED = ["# It dies", PARAMETERS, "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"]
+SHARED = ["# Which of two?\n\nOne of them.", PARAMETERS, WRITE, SHOW, MARK]
 UNMARKED = ["# It forgets its marker", PARAMETERS, "1 + 1"]
 
 
@@ -67,6 +70,16 @@ def make_profile(root: Path, notebooks: dict[str, list[str]], parameters: dict) 
         write_notebook(root / f"{name}.ipynb", cells)
         (root / "parameters" / "small" / f"{name}.yaml").write_text(yaml.safe_dump(parameters))
     return root
+
+
+def share(root: Path) -> Path:
+    """Two jobs of one notebook, in other order than their parameters."""
+    notebooks = make_profile(root / "notebooks", {}, {})
+    write_notebook(notebooks / "both.ipynb", SHARED)
+    for name, images in (("first", 2), ("second", 1)):
+        values = {"notebook": "both", "images": images}
+        (notebooks / "parameters" / "small" / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return notebooks
 
 
 def run(notebooks: Path, output: Path, *words: str) -> int:
@@ -126,6 +139,7 @@ def test_html_hides_code_and_fetches_nothing(report):
     html = (output / "b_good" / "b_good.html").read_text()
     assert "counted 12 of 34 images" in html
     assert "b64decode" not in html
+    assert "pre {word-break: normal !important" in html
     assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="http[^"]*"', html) == []
 
 
@@ -204,6 +218,91 @@ def test_parameter_file_without_notebook_or_mapping(tmp_path):
         profile_jobs("small", tmp_path, notebooks=notebooks)
 
 
+def test_a_parameter_file_may_name_its_notebook(tmp_path):
+    notebooks = share(tmp_path)
+    jobs = profile_jobs("small", tmp_path / "out", notebooks=notebooks)
+    assert [(job.name, job.notebook.name, job.parameters, job.directory) for job in jobs] == [
+        ("first", "both.ipynb", {"images": 2}, tmp_path / "out" / "first"),
+        ("second", "both.ipynb", {"images": 1}, tmp_path / "out" / "second"),
+    ]
+    assert [job.name for job in select_jobs(jobs, ["second"])] == ["second"]
+    assert {count_cells(job) for job in jobs} == {len(SHARED) + 1}
+    one, two = map(job_identity, jobs)
+    assert {part for part in one if one[part] != two[part]} == {"parameters"}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (
+            "notebook: bth",
+            r"small/first\.yaml names the notebook 'bth', and .*bth\.ipynb does not exist; .* there: both$",
+        ),
+        ("notebook: ../notebooks/both", r"names the notebook '\.\./notebooks/both', and .* does not exist"),
+        ("notebook: 5", r"`notebook` in .*first\.yaml must be the name of a notebook, got 5 \(int\)"),
+        ("notebook:", r"`notebook` in .*first\.yaml must be the name of a notebook, got None \(NoneType\)"),
+    ],
+)
+def test_a_named_notebook_must_be_there(tmp_path, written, message):
+    notebooks = share(tmp_path)
+    (notebooks / "parameters" / "small" / "first.yaml").write_text(written)
+    with pytest.raises(GroundingError, match=message):
+        profile_jobs("small", tmp_path, notebooks=notebooks)
+
+
+def test_jobs_of_one_notebook_are_told_apart_in_messages(tmp_path):
+    notebooks = share(tmp_path)
+    (notebooks / "parameters" / "small" / "second.yaml").write_text("notebook: both\nimages: many\nimgs: 1\n")
+    with pytest.raises(GroundingError, match="second: images must be int, got 'many'") as raised:
+        override_parameters(profile_jobs("small", tmp_path, notebooks=notebooks), [])
+    assert "second has no parameter 'imgs'" in str(raised.value) and "first" not in str(raised.value)
+
+
+def test_a_parameter_cannot_be_called_as_the_key_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PARAMETERS", f'{PARAMETERS}\nnotebook: str = "x"')
+    with pytest.raises(GroundingError, match=r"one\.ipynb declares a parameter `notebook`.* call it otherwise"):
+        declared_parameters(write_notebook(tmp_path / "one.ipynb", ["# One", PARAMETERS]))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
+    root = tmp_path_factory.mktemp("shared")
+    notebooks = share(root)
+    return notebooks, root / "out", run(notebooks, root / "out", "--only", "second")
+
+
+def test_two_jobs_of_one_notebook_have_results_of_their_own(shared, capsys):
+    notebooks, output, status = shared
+    assert status == 0
+    not_run, finished = (notebook_section(job, output) for job in profile_jobs("small", output, notebooks=notebooks))
+    assert (not_run.name, not_run.title, not_run.question) == ("first", "Which of two? (first)", "One of them.")
+    assert (finished.name, finished.title) == ("second", "Is it 1?")
+    assert finished.question == "This one asks for 1."
+    assert finished.links["read"] == "second/second.html" and finished.links["notebook"] == "second/second.ipynb"
+    assert run(notebooks, output) == 0
+    told = capsys.readouterr().err
+    assert f"[1/2] first: started, {len(SHARED) + 1} cells" in told and "[2/2] second: finished earlier" in told
+    assert sorted(path.name for path in output.iterdir()) == ["first", "index.html", "second"]
+    assert [(output / name / "runs.txt").read_text().split()[0] for name in ("first", "second")] == ["2", "1"]
+    page = (output / "index.html").read_text()
+    links = set(re.findall(r'(?:href|src)="([^"#][^"]*)"', page))
+    assert {"first/first.html", "second/second.ipynb"} <= links and "both" not in page
+    assert [link for link in links if not (output / link).exists()] == []
+    assert page.count("Is it 2?") == page.count("Is it 1?") == 2  # in the list and above the section
+    assert "<title>second</title>" in (output / "second" / "second.html").read_text()
+    assert run(notebooks, output, "--only", "first", "-p", "images", "4") == 0  # leaves the other alone
+    assert read_state(output / "second").parameters == {"images": 1}
+    assert "finished earlier" not in capsys.readouterr().err and "Is it 4?" in (output / "index.html").read_text()
+
+
+def test_a_torn_executed_notebook_does_not_lose_the_page(tmp_path):
+    notebooks = share(tmp_path)
+    job = profile_jobs("small", tmp_path / "out", notebooks=notebooks)[0]
+    job.directory.mkdir(parents=True)
+    job.executed.write_text('{"cells": [')
+    assert notebook_section(job, tmp_path / "out").title == "Which of two? (first)"
+
+
 def test_notebooks_that_cannot_report_are_refused(tmp_path):
     with pytest.raises(GroundingError, match="declares no `output_dir: str`"):
         declared_parameters(write_notebook(tmp_path / "bare.ipynb", ["1 + 1"]))
@@ -225,8 +324,8 @@ def test_every_profile_of_this_repository_fits_its_notebooks(tmp_path):
     notebooks = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     assert {"embedded", "smoke"} <= set(profiles)
     for profile in profiles:
-        names = [job.name for job in override_parameters(profile_jobs(profile, tmp_path), [])]
-        assert names == notebooks if profile in ("embedded", "smoke") else set(names) <= set(notebooks)
+        used = {job.notebook.stem for job in override_parameters(profile_jobs(profile, tmp_path), [])}
+        assert used == set(notebooks) if profile in ("embedded", "smoke") else used <= set(notebooks)
 
 
 def test_overrides_reach_the_notebooks_that_declare_them(tmp_path):

@@ -14,14 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.encoders.losses import KINDS, StageLosses
-from analysis.encoders.reading import PANELS
-from analysis.encoders.tables import describe_variants, paper_losses, table_variants
+from analysis.encoders.rows import describe_variants, find_table, paper_losses
 from analysis.figures import PALETTE, new_axes
 
 COLOURS = ("#222222", *(colour for colour in PALETTE if colour != "#F0E442"))  # yellow lines are lost on white
 MARKS = {"training_loss": (PALETTE[1], "o"), "held_out_loss": (PALETTE[5], "s")}
 UNIT = "nats per answer token"
 SOFT = "#666"
+
+
+def table_figures(losses: StageLosses, number: int) -> dict[str, Figure]:
+    """The figures of Table 5 or 6 by the names of their files, in the order of reading."""
+    figures = {"losses": plot_variant_losses(losses, number)}
+    if find_table(number).panels:
+        figures["noise_and_blocks"] = plot_noise_and_blocks(losses)
+    figures["curves"] = plot_variant_curves(losses, number)
+    return {f"table{number}_{name}": figure for name, figure in figures.items()}
 
 
 def plot_variant_losses(losses: StageLosses, number: int) -> Figure:
@@ -33,7 +41,7 @@ def plot_variant_losses(losses: StageLosses, number: int) -> Figure:
     figure.get_layout_engine().set(wspace=0.04)
     for ax, (kind, title) in zip(axes, KINDS.items(), strict=False):
         plot_seed_dots(losses.runs, described, kind=kind, colour=MARKS[kind][0], ax=ax)
-        ax.set_title("measured here", loc="left", fontsize=9)
+        _name(ax, "measured here")
         ax.set_xlabel(f"{title}\n({UNIT})")
     for ax in axes[1:-1]:
         ax.sharex(axes[0])
@@ -41,7 +49,7 @@ def plot_variant_losses(losses: StageLosses, number: int) -> Figure:
     runs = paper.rename(columns={"training_loss": "loss"})
     plot_seed_dots(runs, paper, kind="loss", colour="#999999", ax=axes[-1])
     axes[-1].yaxis.tick_right()
-    axes[-1].set_title(f"published: {paper['source'].iloc[0]}", loc="left", fontsize=9, color=SOFT)
+    _name(axes[-1], f"published: {paper['source'].iloc[0]}", color=SOFT)
     axes[-1].set_xlabel(f"training loss\n({paper['data'].iloc[0].split(',')[0]})", color=SOFT)
     axes[-1].tick_params(colors=SOFT)
     return figure
@@ -82,12 +90,12 @@ def plot_variant_curves(losses: StageLosses, number: int) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.4), layout="constrained")
     described = describe_variants(number)
     labels = dict(zip(described["variant"], described["label"], strict=True))
-    curves = losses.of(table_variants(number)).curves
+    curves = losses.of(find_table(number).variants).curves
     plot_curves(curves, labels, ax=axes[0])
-    axes[0].set_title("all steps", loc="left", fontsize=9)
+    _name(axes[0], "all steps")
     late = curves[curves["step"] > losses.recipe["steps"] / 2]
     plot_curves(late if len(late) else curves, labels, ax=axes[1])
-    axes[1].set_title("the last half, enlarged", loc="left", fontsize=9)
+    _name(axes[1], "the last half, enlarged")
     if axes[0].lines:
         axes[0].legend(frameon=False, fontsize=8)
     return figure
@@ -116,22 +124,18 @@ def plot_curves(curves: pd.DataFrame, labels: Mapping[str, str], *, ax: Axes | N
 
 
 def plot_noise_and_blocks(losses: StageLosses) -> Figure:
-    """Loss over the noise step and over the up block: ours above, the paper's below, each on axes of its own."""
-    described, paper = describe_variants(6), paper_losses(6)
+    """Table 6 over the noise step and over the up block: ours above, the paper's below, each on axes of its own."""
+    described, paper, panels = describe_variants(6), paper_losses(6), find_table(6).panels
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 6), sharex="col", height_ratios=[1.3, 1], layout="constrained")
-    for (upper, lower), (varied, (fixed, at)) in zip(axes.T, PANELS.items(), strict=True):
+    for (upper, lower), (varied, (fixed, at)) in zip(axes.T, panels.items(), strict=True):
+        held = f"{fixed.replace('_', ' ')} {at}"
         chosen = described[described[fixed] == at].sort_values(varied)
         for kind, title in KINDS.items():
             plot_means_over(losses.runs.merge(chosen, on="variant"), varied, kind=kind, label=title, ax=upper)
-        upper.set_title(f"measured here, {fixed.replace('_', ' ')} {at}", loc="left", fontsize=9)
+        _name(upper, f"measured here, {held}")
         published = paper[paper[fixed] == at].sort_values(varied)
         lower.plot(published[varied], published["training_loss"], "o-", color="#999999", label="published")
-        lower.set_title(
-            f"published: {published['source'].iloc[0]}, {fixed.replace('_', ' ')} {at}",
-            loc="left",
-            fontsize=9,
-            color=SOFT,
-        )
+        _name(lower, f"published: {published['source'].iloc[0]}, {held}", color=SOFT)
         lower.set_xticks(chosen[varied].tolist())
         lower.set_xlabel(varied.replace("_", " "))
         lower.margins(y=0.15)
@@ -153,6 +157,10 @@ def plot_means_over(runs: pd.DataFrame, varied: str, *, kind: str, label: str, a
     ax.margins(x=0.08, y=0.15)
     _plain(ax, "y")
     return ax
+
+
+def _name(ax: Axes, text: str, *, color: str = "black") -> None:
+    ax.set_title(text, loc="left", fontsize=9, color=color)
 
 
 def _plain(ax: Axes, axis: str) -> None:

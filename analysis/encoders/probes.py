@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.encoders.losses import read_record
-from analysis.encoders.tables import describe_variants
+from analysis.encoders.rows import describe_variants
 from analysis.tables import Provenance
 from embedded.encoder_study.probes import WORDS, probed_variants
 

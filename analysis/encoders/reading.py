@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.encoders.losses import KINDS, StageLosses
-from analysis.encoders.tables import REFERENCES, loss_table, paired_differences, paper_losses, rank_agreement
-
-PANELS = {"noise_step": ("up_block", 2), "up_block": ("noise_step", 100)}  # what varies: what is held fixed, at
+from analysis.encoders.rows import find_table, paper_losses
+from analysis.encoders.tables import loss_table, paired_differences, rank_agreement
 
 
 def reading(losses: StageLosses, number: int) -> str:
@@ -20,13 +19,11 @@ def reading(losses: StageLosses, number: int) -> str:
     ran = table[table["seeds"] != "not run"]
     if ran.empty:
         return "\n".join([*lines, "There is nothing to read from this table yet."])
-    differences = paired_differences(losses, number)
-    reference = table.set_index("variant").loc[REFERENCES[number], "label"]
+    differences, study = paired_differences(losses, number), find_table(number)
     for kind, said in KINDS.items():
         lines.append(_extremes(ran, kind, said))
-        lines.append(_against(differences, kind, reference))
-    if number == 6:
-        lines += [_lowest(ran, number, varied) for varied in PANELS]
+        lines.append(_against(differences, kind, study.reference_label))
+    lines += [_lowest(ran, paper_losses(number), varied, *held) for varied, held in study.panels.items()]
     return "\n".join([*lines, _agreement(rank_agreement(losses, number))])
 
 
@@ -70,9 +67,9 @@ def _difference(row: dict[str, Any], kind: str) -> str:
     return f"{row['label']} ({row[kind]:+.3f} [{row[f'{kind}_low']:+.3f}, {row[f'{kind}_high']:+.3f}])"
 
 
-def _lowest(ran: pd.DataFrame, number: int, varied: str) -> str:
-    fixed, at = PANELS[varied]
-    ours, paper = ran[ran[fixed] == at], paper_losses(number)
+def _lowest(ran: pd.DataFrame, paper: pd.DataFrame, varied: str, fixed: str, at: int) -> str:
+    """Where along one panel our losses and the paper's are lowest."""
+    ours = ran[ran[fixed] == at]
     paper = paper[(paper[fixed] == at) & paper[varied].isin(ours[varied])]
     name, held = varied.replace("_", " "), fixed.replace("_", " ")
     if ours.empty:

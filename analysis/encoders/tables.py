@@ -10,47 +10,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.encoders.losses import KINDS, StageLosses
-from analysis.paper import paper_methods, paper_table
-from core.errors import GroundingError
-from embedded.encoder_study.variants import TABLE5, TABLE6, Variant
+from analysis.encoders.rows import describe_variants, find_table, paper_losses
 
-VARIANTS = {5: TABLE5, 6: TABLE6}
-REFERENCES = {5: "clip", 6: "sd"}  # CLIP; noise step 100 with block 2
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last one serves for more (a little wide)."""
-
-
-def table_variants(number: int) -> tuple[Variant, ...]:
-    """The variants of Table 5 or 6 in the order of the paper's rows.
-
-    Raises:
-        GroundingError: another table.
-    """
-    if number not in VARIANTS:
-        raise GroundingError(f"the encoder variants stand in tables 5 and 6, not in {number}")
-    return VARIANTS[number]
-
-
-def describe_variants(number: int) -> pd.DataFrame:
-    """What the rows of a table are: `label` (a row in words), `variant`, and the paper's columns: `method`, `PE`, `IC`
-    (positional encoding, implicit captioner) in Table 5; `noise_step`, `up_block` in Table 6."""
-    rows = []
-    for variant in table_variants(number):
-        if number == 6:
-            label = f"step {variant.noise_step}, block {variant.up_block}"
-            row = {"noise_step": variant.noise_step, "up_block": variant.up_block}
-        else:
-            extra = [
-                name for name, on in (("PE", variant.positional_encoding), ("IC", variant.implicit_captioner)) if on
-            ]
-            label = f"{variant.model}, {' + '.join([variant.backbone, *extra])}"
-            row = {
-                "method": f"{variant.model}, {variant.backbone}",
-                "PE": "yes" if variant.positional_encoding else "no",
-                "IC": ("yes" if variant.implicit_captioner else "no") if variant.diffusion else "–",
-            }
-        rows.append({"label": label, "variant": variant.name, **row})
-    return pd.DataFrame(rows)
 
 
 def loss_table(losses: StageLosses, number: int) -> pd.DataFrame:
@@ -74,31 +37,15 @@ def loss_table(losses: StageLosses, number: int) -> pd.DataFrame:
 def seed_table(losses: StageLosses, number: int) -> pd.DataFrame:
     """The single runs: one row per variant, one column per loss and seed, named "<loss>, seed <seed>"."""
     table = describe_variants(number)[["label", "variant"]]
-    runs = losses.of(table_variants(number)).runs
+    runs = losses.of(find_table(number).variants).runs
     for kind in KINDS:
         wide = runs.pivot(index="variant", columns="seed", values=kind)
         table = table.join(wide.rename(columns={seed: f"{kind}, seed {seed}" for seed in wide}), on="variant")
     return table
 
 
-def paper_losses(number: int) -> pd.DataFrame:
-    """The paper's rows in the order of `loss_table`, with its columns: converged stage-1 loss as `training_loss`."""
-    variants = describe_variants(number)
-    names = {"pretrain_loss": "training_loss", "feature_block": "up_block"}
-    names |= {"positional_encoding": "PE", "implicit_captioner": "IC"}
-    paper = paper_table(number).rename(columns=names)
-    if number == 6:
-        keys = ["noise_step", "up_block"]
-        return variants.merge(paper, on=keys, validate="one_to_one")
-    flags = paper[["PE", "IC"]].eq("yes").to_numpy()
-    extra = ["".join(f" + {name}" for name, on in zip(("PE", "IC"), row, strict=True) if on) for row in flags]
-    methods = paper_methods(5)
-    named = {"method": methods, "label": methods + extra, "variant": variants["variant"]}
-    return paper.fillna({"IC": "–"}).assign(**named)
-
-
 def paired_differences(losses: StageLosses, number: int) -> pd.DataFrame:
-    """Loss minus that of the reference (CLIP; noise step 100, block 2) with the same seed, over the seeds of both.
+    """Loss minus that of the table's reference with the same seed, over the seeds of both.
 
     The two runs of a pair see the same samples in the same order and are measured on the same held-out scenes.
 
@@ -106,11 +53,10 @@ def paired_differences(losses: StageLosses, number: int) -> pd.DataFrame:
         `label`, `variant`, then for each loss `<loss>` (mean difference), `<loss>_sd`, `<loss>_low`, `<loss>_high`
         (95 % interval of Student's t; missing below two pairs), and `pairs`; without the reference's own row.
     """
-    reference = losses.runs[losses.runs["variant"] == REFERENCES[number]].set_index("seed")
+    described, compared = describe_variants(number)[["label", "variant"]], find_table(number).reference
+    reference = losses.runs[losses.runs["variant"] == compared].set_index("seed")
     rows = []
-    for row in describe_variants(number)[["label", "variant"]].to_dict("records"):
-        if row["variant"] == REFERENCES[number]:
-            continue
+    for row in described[described["variant"] != compared].to_dict("records"):
         runs = losses.runs[losses.runs["variant"] == row["variant"]].set_index("seed")
         seeds = runs.index.intersection(reference.index)
         for kind in KINDS:
@@ -131,12 +77,12 @@ def rank_agreement(losses: StageLosses, number: int) -> pd.DataFrame:
         correlation is at least as high. All are missing below three rows.
     """
     paper = paper_losses(number).set_index("variant")["training_loss"]
-    grouped = losses.of(table_variants(number)).runs.groupby("variant")
+    runs = losses.of(find_table(number).variants).runs
     rows = []
     for kind, said in KINDS.items():
-        ours = grouped[kind].mean()
+        ours = runs.groupby("variant")[kind].mean()
         theirs = paper[ours.index]
-        seeds = losses.of(table_variants(number)).runs.pivot(index="seed", columns="variant", values=kind).dropna()
+        seeds = runs.pivot(index="seed", columns="variant", values=kind).dropna()
         single = [spearman(seed.to_numpy(), paper[seed.index].to_numpy()) for _, seed in seeds.iterrows()]
         rho = spearman(ours.to_numpy(), theirs.to_numpy())
         row = {"loss": said, "rows": len(ours), "spearman": rho}

@@ -1,7 +1,8 @@
 """`python -m analysis.report`: run a profile's notebooks and gather what they wrote into one page.
 
-A profile is a directory of parameter files, `notebooks/parameters/<profile>/<notebook>.yaml`; every file names the
-notebook to run and the values to run it with. Results go to `<output>/<notebook>/`, the page to `<output>/index.html`.
+A profile is a directory of parameter files, `notebooks/parameters/<profile>/<job>.yaml`. A file holds the values to run
+a notebook with: the notebook of the file's own name, or the one that its key `notebook` names, so that several jobs may
+share a notebook. Results go to `<output>/<job>/`, the page to `<output>/index.html`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 
 from analysis.report.page import write_page
 from analysis.report.parameters import (
+    NOTEBOOK,
     OUTPUT_DIR,
     declared_parameters,
     parameter_problems,
@@ -35,7 +37,8 @@ def profile_jobs(profile: str, output: Path, *, notebooks: Path = NOTEBOOKS) -> 
     """The jobs of a profile, by name, with the values of their parameter files.
 
     Raises:
-        GroundingError: no such profile, a parameter file without its notebook, or one that is no mapping.
+        GroundingError: no such profile, a parameter file without its notebook, or one that is no mapping, or whose
+            `notebook` is no text.
     """
     directory = notebooks / "parameters" / profile
     files = sorted(directory.glob("*.yaml"))
@@ -44,15 +47,29 @@ def profile_jobs(profile: str, output: Path, *, notebooks: Path = NOTEBOOKS) -> 
         raise GroundingError(f"no parameter files in {directory}; profiles there: {', '.join(others) or 'none'}")
     jobs = []
     for file in files:
-        notebook = notebooks / f"{file.stem}.ipynb"
-        if not notebook.is_file():
-            raise GroundingError(f"{file} belongs to no notebook: {notebook} does not exist")
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        values = {} if values is None else values
-        if not isinstance(values, dict):
-            raise GroundingError(f"{file} must hold `name: value` lines, got {type(values).__name__}")
+        notebook, values = _read_parameters(file, notebooks)
         jobs.append(NotebookJob(notebook=notebook, parameters=values, directory=output / file.stem))
     return jobs
+
+
+def _read_parameters(file: Path, notebooks: Path) -> tuple[Path, dict[str, Any]]:
+    """The notebook of a parameter file and the values for it."""
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise GroundingError(f"{file} must hold `name: value` lines, got {type(values).__name__}")
+    name = values.pop(NOTEBOOK, file.stem)
+    if not isinstance(name, str):
+        raise GroundingError(
+            f"`{NOTEBOOK}` in {file} must be the name of a notebook, got {name!r} ({type(name).__name__})"
+        )
+    there = sorted(path.stem for path in notebooks.glob("*.ipynb"))
+    if name not in there:
+        raise GroundingError(
+            f"{file} names the notebook {name!r}, and {notebooks / name}.ipynb does not exist; "
+            f"notebooks there: {', '.join(there) or 'none'}"
+        )
+    return notebooks / f"{name}.ipynb", values
 
 
 def select_jobs(jobs: Sequence[NotebookJob], names: Sequence[str]) -> list[NotebookJob]:
@@ -87,7 +104,7 @@ def override_parameters(jobs: Sequence[NotebookJob], words: Sequence[tuple[str, 
         own = declared[job.name]
         values = {name: parse_value(text, own[name].annotation) for name, text in words if name in own}
         job = replace(job, parameters={**job.parameters, **values})
-        problems += parameter_problems(job.notebook, job.parameters)
+        problems += parameter_problems(job.notebook, job.parameters, name=job.name)
         changed.append(job)
     if problems:
         raise GroundingError("\n".join(problems))
@@ -102,7 +119,7 @@ def run_report(
     listed: Sequence[NotebookJob] = (),
     **run_options: Any,
 ) -> Mapping[str, str]:
-    """Run the jobs one after another and keep `index.html` up to date; returns notebook name -> status.
+    """Run the jobs one after another and keep `index.html` up to date; returns job name -> status.
 
     Args:
         listed: the jobs that the page shows (the whole profile); the jobs run when empty.
@@ -122,7 +139,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="embedded", help="directory of notebooks/parameters/ (default: embedded)")
     parser.add_argument("--output", type=Path, help="where results go (default: reports/<profile>)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these notebooks of the profile")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="run these jobs of the profile, by the names of its files"
+    )
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
                         help="set a parameter in every notebook that declares it; may be repeated")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="run finished notebooks again; records are kept")
@@ -155,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = [name for name, status in statuses.items() if status != "finished"]
     print(f"{len(statuses) - len(failed)} of {len(statuses)} notebooks finished -> {output / 'index.html'}")
     if failed:
-        print(f"failed: {', '.join(failed)}; the page and {output}/<notebook>/ say why", file=sys.stderr)
+        print(f"failed: {', '.join(failed)}; the page and {output}/<name>/ say why", file=sys.stderr)
     return 1 if failed else 0
 
 

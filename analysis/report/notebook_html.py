@@ -11,14 +11,16 @@ from nbconvert import HTMLExporter
 from core.atomic import write_atomically
 
 # nbconvert's own page fetches three scripts before it shows anything. Only the one a notebook needs stays in. Progress
-# bars and warnings are grey; on nbconvert's red they look like failures, which have tracebacks of their own.
+# bars and warnings are grey; on nbconvert's red they look like failures, which have tracebacks of their own. Printed
+# lines break between words.
 _TEMPLATE = """
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_requirejs -%}{% if "widgets" in nb.metadata %}{{ super() }}{% endif %}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{% if resources.has_formulas %}{{ super() }}{% endif %}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block html_head_css -%}{{ super() }}
-<style>.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"] {background: none; color: #777}</style>
+<style>.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"] {background: none; color: #777}
+.jp-OutputArea-output pre {word-break: normal !important; overflow-wrap: anywhere !important}</style>
 {%- endblock -%}
 """
 

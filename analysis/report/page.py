@@ -49,8 +49,8 @@ class Table:
 
 @dataclass(frozen=True)
 class NotebookSection:
-    """Everything the page shows of one notebook; `question` is the first paragraph of the notebook, `model` the model
-    or models that it looks at."""
+    """Everything the page shows of one job; `title` and `question` are the heading and the first paragraph of its
+    notebook, `model` the model or models that it looks at."""
 
     name: str
     title: str
@@ -84,8 +84,8 @@ def write_page(output: Path, jobs: Sequence[NotebookJob], *, profile: str) -> Pa
 
 
 def notebook_section(job: NotebookJob, output: Path) -> NotebookSection:
-    """Gather the section of one notebook; parts that do not exist yet are empty."""
-    title, question = _opening(job.notebook)
+    """Gather the section of one job; parts that do not exist yet are empty."""
+    title, question = _opening(job)
     state = read_state(job.directory)
     declared = declared_parameters(job.notebook)
     values = {name: entry.default.strip("\"'") for name, entry in declared.items()}
@@ -93,7 +93,7 @@ def notebook_section(job: NotebookJob, output: Path) -> NotebookSection:
     several = values.get("models")
     return NotebookSection(
         name=job.name,
-        title=title or job.name.replace("_", " "),
+        title=title or _title(job.name),
         question=question,
         model="; ".join(several) if isinstance(several, dict) and several else _plain(values.get("model", "")),
         state=state,
@@ -180,22 +180,41 @@ def _siblings(directory: Path, stem: str, kinds: Sequence[str], output: Path) ->
 
 def _links(job: NotebookJob, output: Path) -> dict[str, str]:
     """Label -> link: the executed notebook as a page and as a notebook, other pages it wrote, the run's state."""
-    executed = job.directory / job.notebook.name
-    own = executed.with_suffix(".html")
-    paths = {"read": own, "notebook": executed}
+    own = job.executed.with_suffix(".html")
+    paths = {"read": own, "notebook": job.executed}
     paths |= {_title(path.stem): path for path in sorted(job.directory.glob("*.html")) if path != own}
     paths |= {"run state": job.directory / STATE}
     return {label: _relative(path, output) for label, path in paths.items() if path.is_file()}
 
 
-def _opening(notebook: Path) -> tuple[str, str]:
-    """The heading and the first paragraph of a notebook's first text cell."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    text = next((cell.source for cell in cells if cell.cell_type == "markdown"), "").replace("`", "")
-    heading, _, rest = text.strip().partition("\n")
+def _opening(job: NotebookJob) -> tuple[str, str]:
+    """The heading and the first paragraph of a job: of the first text cell of its notebook, or, where the notebook has
+    another name because several jobs share it, of the first heading that this job's run displayed."""
+    cells = nbformat.read(job.notebook, as_version=4).cells
+    heading, question = _heading(next((cell.source for cell in cells if cell.cell_type == "markdown"), ""))
+    if job.name == job.notebook.stem:
+        return heading, question
+    displayed = (_heading(text) for text in _displayed_texts(job.executed))
+    own = f"{heading} ({_title(job.name)})" if heading else ""
+    return next((found for found in displayed if found[0]), (own, question))
+
+
+def _heading(text: str) -> tuple[str, str]:
+    """The heading that a text begins with, empty if there is none, and the first paragraph."""
+    heading, _, rest = text.replace("`", "").strip().partition("\n")
     if not heading.startswith("#"):
-        return "", text.strip().split("\n\n")[0]
+        return "", text.replace("`", "").strip().split("\n\n")[0]
     return heading.lstrip("# "), " ".join(rest.strip().split("\n\n")[0].split())
+
+
+def _displayed_texts(executed: Path) -> list[str]:
+    """The formatted texts among an executed notebook's outputs; none if it is missing or half-written."""
+    try:
+        cells = nbformat.read(executed, as_version=4).cells
+    except (OSError, ValueError):
+        return []
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return [output.data["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
 
 
 def _versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ import yaml
 from core.errors import GroundingError
 
 OUTPUT_DIR = "output_dir"  # every notebook declares it; the runner alone sets it
+NOTEBOOK = "notebook"  # a parameter file's key for its notebook, where that has another name than the file
 _ACCEPTS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "int": (int,),
@@ -47,8 +48,8 @@ def declared_parameters(notebook: Path) -> dict[str, DeclaredParameter]:
     """What the cell tagged `parameters` of a notebook declares, in its order.
 
     Raises:
-        GroundingError: the file is not a notebook, names no kernel, declares no `output_dir`, or has a line in its
-            parameters cell that papermill would pass over.
+        GroundingError: the file is not a notebook, names no kernel, declares no `output_dir`, or a `notebook`, or
+            has a line in its parameters cell that papermill would pass over.
     """
     try:
         with _quiet_papermill():
@@ -74,6 +75,11 @@ def declared_parameters(notebook: Path) -> dict[str, DeclaredParameter]:
         raise GroundingError(
             f"{notebook} declares no `{OUTPUT_DIR}: str` in a cell tagged `parameters` "
             f"(it declares: {', '.join(declared) or 'nothing'}), so its results would have no place to go"
+        )
+    if NOTEBOOK in declared:
+        raise GroundingError(
+            f"{notebook} declares a parameter `{NOTEBOOK}`, the key by which a parameter file names its notebook; "
+            "call it otherwise"
         )
     return declared
 
@@ -141,19 +147,23 @@ def unknown_name_message(name: str, known: list[str], where: str) -> str:
     return f"{where} has no parameter {name!r}; {hint}"
 
 
-def parameter_problems(notebook: Path, values: Mapping[str, Any]) -> list[str]:
-    """Every reason why `values` cannot be given to `notebook`; empty when they fit."""
-    declared = declared_parameters(notebook)
+def parameter_problems(notebook: Path, values: Mapping[str, Any], *, name: str = "") -> list[str]:
+    """Every reason why `values` cannot be given to `notebook`; empty when they fit.
+
+    Args:
+        name: of the job, for the messages; the notebook's by default.
+    """
+    declared, where = declared_parameters(notebook), name or notebook.stem
     settable = [name for name in declared if name != OUTPUT_DIR]
     problems = []
-    for name, value in values.items():
-        if name == OUTPUT_DIR:
-            problems.append(f"{notebook.stem}: `{OUTPUT_DIR}` is set by the runner; use --output")
-        elif name not in declared:
-            problems.append(unknown_name_message(name, settable, notebook.stem))
-        elif not fits(value, declared[name].annotation):
+    for key, value in values.items():
+        if key == OUTPUT_DIR:
+            problems.append(f"{where}: `{OUTPUT_DIR}` is set by the runner; use --output")
+        elif key not in declared:
+            problems.append(unknown_name_message(key, settable, where))
+        elif not fits(value, declared[key].annotation):
             problems.append(
-                f"{notebook.stem}: {name} must be {declared[name].annotation}, "
-                f"got {value!r} ({type(value).__name__}); the default is {declared[name].default}"
+                f"{where}: {key} must be {declared[key].annotation}, "
+                f"got {value!r} ({type(value).__name__}); the default is {declared[key].default}"
             )
     return problems

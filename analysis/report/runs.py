@@ -31,7 +31,10 @@ _PACKAGES = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class NotebookJob:
-    """A notebook, the values of its parameters (without `output_dir`) and the directory its results go to."""
+    """A notebook, the values of its parameters (without `output_dir`) and the directory its results go to.
+
+    The directory also names the job: several jobs may share a notebook, none a directory.
+    """
 
     notebook: Path
     parameters: dict[str, Any]
@@ -39,8 +42,13 @@ class NotebookJob:
 
     @property
     def name(self) -> str:
-        """The notebook's file name without its ending."""
-        return self.notebook.stem
+        """The last part of the directory."""
+        return self.directory.name
+
+    @property
+    def executed(self) -> Path:
+        """Where the executed notebook goes; its page lies beside it."""
+        return self.directory / f"{self.name}.ipynb"
 
 
 @dataclass(frozen=True)
@@ -127,9 +135,8 @@ def run_notebook(
     running = NotebookState("running", identity, job.parameters, datetime.now(UTC).isoformat(timespec="seconds"))
     _write_state(job.directory, running)
     error = _execute(job, progress, timeout)
-    executed = job.directory / job.notebook.name
-    if executed.exists():
-        export_html(executed)
+    if job.executed.exists():
+        export_html(job.executed)
     state = NotebookState(
         status="failed" if error else "finished",
         identity=identity,
@@ -174,7 +181,7 @@ def _execute(job: NotebookJob, progress: NotebookProgress, timeout: int | None) 
     try:
         papermill.execute_notebook(
             job.notebook,
-            job.directory / job.notebook.name,
+            job.executed,
             parameters={**job.parameters, OUTPUT_DIR: str(job.directory)},
             kernel_name="python3",
             progress_bar=False,
