@@ -71,6 +71,7 @@ def attend_and_segment(
     answer: str | None = None,
     per_head: bool = False,
     row: str = "predicting",
+    end_of_sequence: bool = True,
     max_new_tokens: int = 512,
     generation_options: dict[str, Any] | None = None,
     **options: Any,
@@ -86,6 +87,7 @@ def attend_and_segment(
         answer: ground this text (teacher-forced) instead of generating one.
         per_head: keep the maps of every layer and head in the generation.
         row: "predicting" (the paper's) or "self", the attention row read for each token.
+        end_of_sequence: end a given answer as the model ends its own, see `LMM.replay`.
         max_new_tokens: longest answer.
         generation_options: further options of `lmm.generate` (`system`, `do_sample`, ...).
         **options: those of `ground`, or `**PRESETS[name]` of `core.presets`.
@@ -105,7 +107,7 @@ def attend_and_segment(
             raise GroundingError(
                 f"a given answer is not generated, so {sorted(generation_options)} have no effect; leave them out"
             )
-        generation = lmm.replay(picture, prompt, answer, per_head=per_head, row=row)
+        generation = lmm.replay(picture, prompt, answer, per_head=per_head, row=row, end_of_sequence=end_of_sequence)
     return ground(generation, picture, segmenter=segmenter, nlp=nlp, **options)
 
 

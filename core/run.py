@@ -50,6 +50,7 @@ def ground_dataset(
     retry_errors: bool = False,
     per_head: bool = False,
     row: str = "predicting",
+    end_of_sequence: bool = True,
     max_new_tokens: int = 512,
     generation_options: dict[str, Any] | None = None,
     **options: Any,
@@ -69,7 +70,7 @@ def ground_dataset(
         batch_size: images per forward pass.
         progress: show a progress bar.
         retry_errors: try the ids with an error record again.
-        per_head, row, max_new_tokens, generation_options: as in `attend_and_segment`.
+        per_head, row, end_of_sequence, max_new_tokens, generation_options: as in `attend_and_segment`.
         **options: those of `ground`.
 
     Raises:
@@ -80,7 +81,10 @@ def ground_dataset(
     check_options(**options)
     done = store.done(errors=not retry_errors)
     capture = {"per_head": per_head, "row": row}
-    generate = {"max_new_tokens": max_new_tokens, **(generation_options or {})}
+    if answers is None:
+        capture |= {"max_new_tokens": max_new_tokens, **(generation_options or {})}
+    else:
+        capture |= {"end_of_sequence": end_of_sequence}
     grounded: list[str] = []
     failed: list[str] = []
     skipped: list[str] = []
@@ -91,7 +95,7 @@ def ground_dataset(
             todo = [(id, source) for id, source in batch if id not in done]
             skipped += [id for id, _ in batch if id in done]
             opened, broken = _open(todo)
-            generations, refused = _generations(lmm, opened, prompt, answers, capture, generate)
+            generations, refused = _generations(lmm, opened, prompt, answers, capture)
             for id, generation in generations.items():
                 _check_fit(generation, options)
                 try:
@@ -203,7 +207,6 @@ def _generations(
     prompt: str | Mapping[str, str],
     answers: Mapping[str, str] | None,
     capture: dict[str, Any],
-    generate: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One generation per image; where a batch is refused, its images one by one, to find the reason."""
     if not opened:
@@ -213,13 +216,13 @@ def _generations(
     texts = None if answers is None else [_of(answers, id, "answer") for id in ids]
     try:
         if texts is None:
-            results = lmm.generate(list(opened.values()), prompts, **capture, **generate)
+            results = lmm.generate(list(opened.values()), prompts, **capture)
         else:
             results = lmm.replay(list(opened.values()), prompts, texts, **capture)
     except GroundingError as error:
         if len(ids) == 1:
             return {}, {ids[0]: str(error)}
-        singles = [_generations(lmm, {id: opened[id]}, prompt, answers, capture, generate) for id in ids]
+        singles = [_generations(lmm, {id: opened[id]}, prompt, answers, capture) for id in ids]
         return {k: v for good, _ in singles for k, v in good.items()}, {
             k: v for _, bad in singles for k, v in bad.items()
         }
