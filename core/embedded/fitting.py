@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from core.atomic import save_tensors
 from core.embedded.vision import warm_cosine
 
 log = logging.getLogger(__name__)
@@ -92,15 +93,8 @@ def fit(
         if (step + 1) % log_every == 0:
             log.info("%s: step %d of %d, loss %.4f", title, step + 1, recipe.steps, running)
         if (step + 1) % save_every == 0 and step + 1 < recipe.steps:
-            _save(state, parts, step + 1)
+            save_tensors({"step": step + 1, **{name: part.state_dict() for name, part in parts.items()}}, state)
     state.unlink(missing_ok=True)
-
-
-def _save(state: Path, parts: Mapping, step: int) -> None:
-    state.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = state.with_suffix(".partial")
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial_file)
-    partial_file.replace(state)
 
 
 def _resume(state: Path, parts: Mapping, title: str) -> int:
