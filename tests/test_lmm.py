@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from core.errors import GroundingError
 from core.lmm import LMM, load_lmm
+from core.phrases import phrase_at
 from core.prompts import TEMPLATES, render_prompt
 from core.spans import decode_with_spans
 
@@ -321,6 +322,51 @@ def test_pieces_of_one_character_share_it(tokenizer):
     words = [text[start:end] for start, end in spans.tolist()]
     assert words.count("🎉") == 4
     assert words.count("é") == 2
+
+
+def spelt(tokenizer, ids: list[int]) -> list[tuple[int, int]]:
+    """Spans from the bytes that each sentencepiece token stands for, counted in the text's UTF-8."""
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    written = [
+        bytes.fromhex(piece[3:5]) if piece.startswith("<0x") else piece.replace("▁", " ").encode() for piece in pieces
+    ]
+    written[0] = written[0].removeprefix(b" ")  # the space in front of every text
+    owner = [number for number, character in enumerate(b"".join(written).decode()) for _ in character.encode()]
+    spans, start = [], 0
+    for part in written:
+        chars = owner[start : start + len(part)]
+        spans.append((chars[0], chars[-1] + 1) if chars else (0, 0))
+        start += len(part)
+    return spans
+
+
+@pytest.mark.parametrize("word", ["🎉", "👩‍👩‍👧", "❤️", "🇫🇷", "猫", "龘🍕", "café", "jalapeño", "ạ̈", "cup"])
+@pytest.mark.parametrize("shape", ["a {} cup", "{}cup", "{} {}cup, the {}{} cat", 'the "{}" is {}.', "{}"])
+def test_a_token_belongs_to_the_characters_that_its_bytes_spell(word, shape):
+    tokenizer, text = llama_tokenizer(), shape.replace("{}", word)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    decoded, spans = decode_with_spans(tokenizer, ids)
+    assert decoded == text
+    assert list(map(tuple, spans.tolist())) == spelt(tokenizer, ids)
+
+
+def test_the_bytes_of_an_emoji_are_not_the_next_words():
+    """The released code measures prefixes by decoding them: four bytes of one emoji make it 1, 2, 3 and again 1
+    characters longer, so the second and third are counted to whatever stands one and two characters behind."""
+    tokenizer, text = llama_tokenizer(), "a 🎉 cup"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    first = pieces.index("<0xF0>")
+    lengths = [len(tokenizer.decode(ids[: end + 1])) for end in range(len(ids))]
+    start = lengths[first - 1]
+    assert [length - start for length in lengths[first : first + 4]] == [1, 2, 3, 1]
+    cup = text.index("cup")
+    assert lengths[first + 1] <= cup < lengths[first + 2]  # so the third byte is one of the cup's, there
+    _, spans = decode_with_spans(tokenizer, ids)
+    assert [token for token, (_, end) in enumerate(spans.tolist()) if end > cup] == [
+        token for token in range(first + 4, len(ids)) if pieces[token] != "▁"
+    ]
+    assert phrase_at(text, spans, (start, start + 1)).tokens == tuple(range(first, first + 4))
 
 
 @pytest.mark.parametrize("tokenizer", [llama_tokenizer(), qwen_tokenizer()], ids=["sentencepiece", "byte-level"])
