@@ -6,7 +6,10 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 TEMPORARY = ".tmp-"
@@ -17,15 +20,35 @@ _ABANDONED = 24 * 3600  # seconds after which another machine's unfinished file 
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, now or after a crash, sees the old content or all of the new one.
+    """Write a file so that a reader, now or after a crash, sees the old content or all of the new one."""
+    with open_atomically(path) as file:
+        file.write(content)
 
-    The content goes to a file beside it, is flushed to the disk and renamed; a killed writer leaves only a `*.tmp-*`
-    file.
+
+def save_tensors(content: Any, path: Path) -> None:
+    """Keep what `torch.save` takes in a file that is there whole or not at all; a reader may have the old one mapped.
+
+    What killed writers left in the folder is removed first, since such files are large.
+    """
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(path.parent)
+    with open_atomically(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its place when the block ends without an error, as `write_atomically` has it.
+
+    What is written goes to a file beside it, is flushed to the disk and renamed; a killed writer leaves only a
+    `*.tmp-*` file.
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY}{_HOST}-{os.getpid()}-{_PROCESS}-{uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

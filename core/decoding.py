@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core.errors import GroundingError
 from core.families.base import Family
+from core.prompts import text_after_answer
 
 _OURS = (
     "input_ids",
@@ -67,8 +68,7 @@ def runs_stepwise(model: nn.Module, options: dict[str, Any]) -> bool:
 
 def cut_answers(tails: Tensor, model: nn.Module, options: dict[str, Any]) -> list[Tensor]:
     """Each row of generated ids int64 [B, new] up to its end-of-sequence token, or to its padding."""
-    eos = options.get("eos_token_id", model.generation_config.eos_token_id)
-    stops = set(eos) if isinstance(eos, list | tuple) else {eos}
+    stops = _as_list(options.get("eos_token_id", model.generation_config.eos_token_id))
     stops_early = len(tails) > 1 and any(options.get(name) for name in ("stop_strings", "stopping_criteria"))
     answers = []
     for row in tails.cpu().tolist():
@@ -81,14 +81,20 @@ def cut_answers(tails: Tensor, model: nn.Module, options: dict[str, Any]) -> lis
     return answers
 
 
-def answer_ids(answer: Any, family: Family) -> Tensor:
+def answer_ids(answer: Any, family: Family, *, end_of_sequence: bool = True) -> Tensor:
     """int64 [t] of a given answer: a text, tokenised alone without special tokens, or ids.
+
+    Args:
+        end_of_sequence: close a text with the token that `generate` would have ended it with; ids stay as they are.
 
     Raises:
         GroundingError: neither text nor ids, or ids outside the vocabulary.
     """
     if isinstance(answer, str):
         ids = family.processor.tokenizer(answer, add_special_tokens=False).input_ids
+        stops = stop_ids(family) if end_of_sequence else []
+        if stops and (not ids or ids[-1] not in stops):
+            ids = [*ids, stops[0]]
     else:
         ids = answer.tolist() if hasattr(answer, "tolist") else answer
         if not isinstance(ids, list | tuple) or not all(isinstance(i, int) for i in ids):
@@ -97,6 +103,28 @@ def answer_ids(answer: Any, family: Family) -> Tensor:
     if outside := [i for i in ids if not 0 <= i < size]:
         raise GroundingError(f"the answer holds the ids {outside[:5]}, outside the vocabulary of {size} tokens")
     return torch.tensor(list(ids), dtype=torch.int64)
+
+
+def stop_ids(family: Family) -> list[int]:
+    """The tokens at which `generate` stops, first the one that ends a turn; empty for a model that never stops.
+
+    A checkpoint may name several: Qwen's chat turns end in `<|im_end|>`, its documents in `<|endoftext|>`; Gemma's in
+    `<end_of_turn>` and `<eos>`, and its tokenizer's own is not the turn's. The one that the chat template writes behind
+    an answer is what the model learnt to write there; where the template writes none, the tokenizer's own comes first.
+    """
+    stops = _as_list(family.model.generation_config.eos_token_id)
+    if len(stops) < 2:
+        return stops
+    tokenizer = family.processor.tokenizer
+    behind = [*tokenizer(text_after_answer(family), add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    first = next((token for token in behind if token in stops), stops[0])
+    return [first, *(token for token in stops if token != first)]
+
+
+def _as_list(eos: int | list[int] | tuple[int, ...] | None) -> list[int]:
+    if eos is None:
+        return []
+    return list(eos) if isinstance(eos, list | tuple) else [eos]
 
 
 def refuse_image_token(answers: list[Tensor], family: Family) -> None:

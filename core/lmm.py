@@ -153,13 +153,17 @@ class LMM:
         row: str = "predicting",
         system: str | None = None,
         template: str | None = None,
+        end_of_sequence: bool = True,
     ) -> Generation | list[Any]:
         """Ground any given answer: one teacher-forced forward of prompt and answer.
 
         Args:
             image, prompt, per_head, row, system, template: as for `generate`.
-            answer: a text, tokenised alone without special tokens, or int64 ids [t]; for a batch a list of them. An
-                empty answer gives a `Generation` with t = 0.
+            answer: a text, tokenised alone without special tokens, or int64 ids [t], taken as they are; for a batch a
+                list of them. Without any id the `Generation` has t = 0.
+            end_of_sequence: close a text with the token that ends the model's own answers, so that equation 3 takes
+                its mean over the same tokens as after `generate`. False for the text of an answer that
+                `max_new_tokens` cut, which has none.
 
         Returns:
             A `Generation`, or a list of them for a batch.
@@ -172,8 +176,8 @@ class LMM:
         given = [answer] if not batch.many else answer
         if not isinstance(given, list | tuple) or len(given) != len(batch.sizes):
             raise GroundingError(f"give one answer for each of the {len(batch.sizes)} images, as a list")
-        answers = [answer_ids(one, self.family) for one in given]
-        provenance = {"method": "replay", "row": row, "system": system}
+        answers = [answer_ids(one, self.family, end_of_sequence=end_of_sequence) for one in given]
+        provenance = {"method": "replay", "row": row, "system": system, "end_of_sequence": end_of_sequence}
         provenance["template"] = self.template if template is None else template
         with model_lock(self.model), torch.no_grad():
             results = self._replay(batch, answers, per_head=per_head, row=row, provenance=provenance)

@@ -114,9 +114,10 @@ class GroundOptions:
         """Whether single layers or heads are asked for, which needs the maps of every one."""
         return self.layers is not None or self.heads is not None
 
-    def capture(self) -> dict[str, Any]:
-        """What of this `LMM.generate` and `LMM.replay` must know."""
-        return {"row": self.row, "per_head": self.per_head or self.selects_heads}
+    def capture(self, *, given: bool = False) -> dict[str, Any]:
+        """What of this `LMM.generate` must know; with a given answer, what `LMM.replay` must."""
+        asked = {"row": self.row, "per_head": self.per_head or self.selects_heads}
+        return asked | ({"end_of_sequence": self.end_of_sequence} if given else {})
 
     def as_dict(self) -> dict[str, Any]:
         """All options by name, as JSON values."""

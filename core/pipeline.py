@@ -104,7 +104,7 @@ def attend_and_segment(
             raise GroundingError(
                 f"a given answer is not generated, so {sorted(generation_options)} have no effect; leave them out"
             )
-        generation = lmm.replay(picture, prompt, answer, **options.capture())
+        generation = lmm.replay(picture, prompt, answer, **options.capture(given=True))
     return ground(generation, picture, segmenter=segmenter, nlp=nlp, options=options)
 
 

@@ -83,12 +83,7 @@ def _chat(prompt: str, family: Family, system: str | None) -> str:
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     conversation.append({"role": "user", "content": content})
     try:
-        text = processor.apply_chat_template(
-            conversation,
-            chat_template=processor.chat_template or processor.tokenizer.chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+        text = _apply(processor, conversation, add_generation_prompt=True)
     except TemplateError as error:
         raise GroundingError(
             f"the model's chat template refuses this conversation ({error}); pass template="
@@ -99,3 +94,20 @@ def _chat(prompt: str, family: Family, system: str | None) -> str:
             f"{text.count(family.placeholder)} times instead of once; pass template="
         )
     return text
+
+
+def text_after_answer(family: Family) -> str:
+    """What the processor's chat template writes behind an answer; "" without a template, or where it refuses."""
+    from jinja2 import TemplateError
+
+    answer = "[answer]"
+    turns = [{"role": role, "content": [{"type": "text", "text": answer}]} for role in ("user", "assistant")]
+    try:
+        return _apply(family.processor, turns).rpartition(answer)[2]
+    except (TemplateError, ValueError):  # ValueError: there is no template
+        return ""
+
+
+def _apply(processor: Any, conversation: list[dict[str, Any]], **options: Any) -> str:
+    template = processor.chat_template or processor.tokenizer.chat_template
+    return processor.apply_chat_template(conversation, chat_template=template, tokenize=False, **options)

@@ -73,8 +73,9 @@ def ground_dataset(
 
     options = GroundOptions.of(options, **changes)
     done = store.done(errors=not retry_errors)
-    capture = options.capture()
-    generate = {"max_new_tokens": max_new_tokens, **(generation_options or {})}
+    capture = options.capture(given=answers is not None)
+    if answers is None:
+        capture |= {"max_new_tokens": max_new_tokens, **(generation_options or {})}
     grounded: list[str] = []
     failed: list[str] = []
     skipped: list[str] = []
@@ -85,7 +86,7 @@ def ground_dataset(
             todo = [(id, source) for id, source in batch if id not in done]
             skipped += [id for id, _ in batch if id in done]
             opened, broken = _open(todo)
-            generations, refused = _generations(lmm, opened, prompt, answers, capture, generate)
+            generations, refused = _generations(lmm, opened, prompt, answers, capture)
             for id, generation in generations.items():
                 _check_fit(generation, options)
                 try:
@@ -142,7 +143,6 @@ def _generations(
     prompt: str | Mapping[str, str],
     answers: Mapping[str, str] | None,
     capture: dict[str, Any],
-    generate: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One generation per image; where a batch is refused, its images one by one, to find the reason."""
     if not opened:
@@ -152,13 +152,13 @@ def _generations(
     texts = None if answers is None else [_of(answers, id, "answer") for id in ids]
     try:
         if texts is None:
-            results = lmm.generate(list(opened.values()), prompts, **capture, **generate)
+            results = lmm.generate(list(opened.values()), prompts, **capture)
         else:
             results = lmm.replay(list(opened.values()), prompts, texts, **capture)
     except GroundingError as error:
         if len(ids) == 1:
             return {}, {ids[0]: str(error)}
-        singles = [_generations(lmm, {id: opened[id]}, prompt, answers, capture, generate) for id in ids]
+        singles = [_generations(lmm, {id: opened[id]}, prompt, answers, capture) for id in ids]
         return {k: v for good, _ in singles for k, v in good.items()}, {
             k: v for _, bad in singles for k, v in bad.items()
         }

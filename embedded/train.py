@@ -98,8 +98,10 @@ def _scenes(work: Path, workers: int) -> tuple:
 def _train_diffusion(work: Path, workers: int) -> None:
     pixels, _, texts = _scenes(work, workers)
     folder = family_parts(work).diffusion
-    if not (folder / "vae" / "config.json").is_file():
+    finished = work / "vae.finished"  # a run killed while it saved leaves a folder with some of the files
+    if not finished.is_file():
         autoencoder.train_autoencoder(autoencoder.AutoencoderRecipe(), pixels, folder / "vae")
+        finished.touch()
     latents = experiments.scaled_latents(folder / "vae", pixels)
     captions = [caption for caption, _ in texts]
     diffusion.train_diffusion(diffusion.DiffusionRecipe(), latents, captions, folder)

@@ -197,7 +197,7 @@ def test_never_a_square_of_the_sequence(lmm, pictures, monkeypatch):
 
     monkeypatch.setattr(capture, "_attend", spy)
     answer = "The umbrella is on the left side of the image. " * 8
-    lmm.replay(pictures["landscape"], PROMPT, answer)
+    lmm.replay(pictures["landscape"], PROMPT, answer, end_of_sequence=False)
     assert sum(shape[2] for shape in sizes) == 2 * len(
         lmm.processor.tokenizer(answer, add_special_tokens=False).input_ids
     )

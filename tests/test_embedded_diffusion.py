@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from core.encoders.diffusion import DiffusionVisionModel
 from core.encoders.parts import empty_text_embedding
+from embedded.encoder_study.experiments import scaled_latents
 from embedded.recipes import autoencoder, diffusion
 from embedded.recipes.autoencoder import AutoencoderRecipe, as_input, encode_all, random_crops, train_autoencoder
 from embedded.recipes.diffusion import (
@@ -21,6 +28,7 @@ from embedded.recipes.diffusion import (
     train_diffusion,
 )
 from embedded.recipes.fitting import Fit, fit, step_generator
+from embedded.scenes.pictures import training_scenes
 from embedded.scenes.scenes import make_scene
 
 VAE = AutoencoderRecipe(channels=(8, 8, 16, 16), crop=32, batch=4, steps=8, whole_batch=2, whole_steps=2)
@@ -51,6 +59,43 @@ def test_scaled_latents_have_unit_deviation(directory, pixels):
     vae = load_diffusion(directory)[0]
     assert (encode_all(vae, pixels) * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=1e-3)
     assert encode_all(vae, pixels).shape == (6, 4, 8, 8)
+
+
+DIES_WHILE_SAVING = """
+import resource, signal, sys
+from pathlib import Path
+
+import torch
+
+from core.embedded.experiments import scaled_latents
+from core.embedded.pictures import training_scenes
+
+work = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))  # bytes of a file
+try:
+    scaled_latents(work / "vae", torch.zeros(6, 3, 64, 64, dtype=torch.uint8))
+except (OSError, RuntimeError):
+    print("the writing failed")
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # from here on the kernel kills who writes more
+training_scenes(4, side=32, seed=0, cache=work / "scenes.pt")
+print("not killed")
+"""
+
+
+def test_what_a_run_died_saving_is_computed_again(directory, pixels, tmp_path):
+    shutil.copytree(directory / "vae", tmp_path / "vae")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", DIES_WHILE_SAVING, str(tmp_path)]
+    died = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (died.returncode, died.stdout) == (-signal.SIGXFSZ, "the writing failed\n"), died.stderr
+    latents = scaled_latents(tmp_path / "vae", pixels)
+    vae = load_diffusion(directory)[0]
+    torch.testing.assert_close(latents, (encode_all(vae, pixels) * vae.config.scaling_factor).half())
+    drawn = training_scenes(4, side=32, seed=0, cache=tmp_path / "scenes.pt")
+    whole = training_scenes(4, side=32, seed=0, cache=tmp_path / "undisturbed" / "scenes.pt")
+    assert torch.equal(drawn[0], whole[0]) and drawn[1:] == whole[1:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latents.pt", "scenes.pt", "undisturbed", "vae"]
+    assert torch.equal(scaled_latents(tmp_path / "vae", pixels + 1), latents)  # read, not computed
 
 
 def test_training_the_autoencoder_lowers_its_error(pixels, tmp_path):

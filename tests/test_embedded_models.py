@@ -19,6 +19,8 @@ from embedded.recipes.diffusion import DiffusionRecipe
 from embedded.recipes.language_model import ReaderRecipe
 from embedded.recipes.llava import LmmRecipe
 from embedded.recipes.sam import SamRecipe
+from embedded.scenes.captions import DESCRIBE
+from embedded.scenes.scenes import make_scene
 
 SCENES = 12  # of another seed than the cards' scenes
 
@@ -77,6 +79,17 @@ def test_models_of_the_two_stages_are_as_good_as_their_cards_say(segmenter, kind
     assert measured["phrases"] > SCENES and measured["pair_precision"] > 0.5
     assert measured["point_accuracy"] >= 3 * measured["random_point"]
     assert abs(told["point_accuracy"] - measured["point_accuracy"]) < 0.25
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_two_stages", "difflmm"])
+def test_the_text_of_an_answer_replays_to_the_same_tokens_and_maps(kind):
+    lmm = load_lmm(f"embedded/{kind}", geometry="pad", device="cpu")
+    for index in range(3):
+        picture = make_scene("test", index, seed=1).image
+        generated = lmm.generate(picture, DESCRIBE)
+        replayed = lmm.replay(picture, DESCRIBE, generated.text)
+        assert torch.equal(replayed.token_ids, generated.token_ids)
+        torch.testing.assert_close(replayed.attention, generated.attention, atol=1e-5, rtol=0)
 
 
 def test_both_models_of_the_two_stages_share_their_clip_and_differ_in_the_rest():

@@ -217,6 +217,8 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     monkeypatch.setattr(two_stages, "STAGE1", StageRecipe(1, scenes=8, batch=4))
     monkeypatch.setattr(two_stages, "STAGE2", StageRecipe(2, scenes=8, batch=4))
     monkeypatch.setattr(vision_recipe, "VisionRecipe", lambda: replace(VISION, image_size=120, window=5))
+    (work / "diffusion" / "vae").mkdir(parents=True)
+    (work / "diffusion" / "vae" / "config.json").write_text("{}")  # as a run killed while it saved leaves it
     command = ["--output", str(weights), "--work", str(work), "--record", str(losses), "--workers", "1", "--no-cards"]
     train.main(["--only", "vision", "dino", "diffusion", "reader", "difflmm", "variants", "--seeds", "1", *command])
     content = json.loads(losses.read_text())

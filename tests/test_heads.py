@@ -187,6 +187,26 @@ def test_collecting_is_resumable_and_equals_one_image_at_a_time(dataset, lmms, t
     assert np.array_equal(back.points, expected.points)
 
 
+def test_an_unreadable_image_is_told_and_the_rest_goes_on(lmms, pictures, tmp_path, capsys):
+    for name in ("a", "config"):  # ids that are names of the store's own files, too
+        pictures["small"].save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    items = [(name, tmp_path / f"{name}.png") for name in ("a", "broken", "config")]
+    options = {"lmm": lmms["llava"], "nlp": load_nlp("embedded"), "max_new_tokens": 4, "progress": False}
+    store = collect_head_points(items, "Describe.", store=HeadStore(tmp_path / "run", {"kept": 1}), **options)
+    assert store.ids() == ["a", "config"]
+    assert list(store.errors()) == ["broken"]
+    assert "broken.png" in store.errors()["broken"]
+    assert "1 of 3 images" in capsys.readouterr().out
+    with pytest.raises(GroundingError, match=r"no points of image 'broken'.*broken\.png"):
+        store.read("broken")
+    reopened = HeadStore(tmp_path / "run", {"kept": 1})
+    items[1] = ("broken", tmp_path / "a.png")
+    assert collect_head_points(items, "Describe.", store=reopened, **options).ids() == ["a", "config"]  # as recorded
+    reopened.write("broken", reopened.read("a"))
+    assert reopened.errors() == {}
+
+
 def test_a_word_is_found_in_the_answer():
     nlp = load_nlp("embedded")
     generation = tiny_groundings.generation("There is a red star next to the blue rook.")

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from core.errors import GroundingError
 from core.lmm import LMM, load_lmm
+from core.phrases import phrase_at
 from core.prompts import TEMPLATES, render_prompt
 from core.spans import decode_with_spans
 
@@ -124,23 +125,91 @@ def test_sampling_is_recorded_as_it_runs(lmm, pictures):
 def test_replayed_answers_may_be_text_or_ids(lmm, pictures):
     text = "A red cup, a café and 日本 🎉."
     ids = lmm.processor.tokenizer(text, add_special_tokens=False).input_ids
-    by_text = lmm.replay(pictures["landscape"], PROMPT, text)
+    by_text = lmm.replay(pictures["landscape"], PROMPT, text, end_of_sequence=False)
     assert by_text.text == text
     for answer in (ids, tuple(ids), torch.tensor(ids), torch.tensor(ids).numpy()):
-        by_ids = lmm.replay(pictures["landscape"], PROMPT, answer)
-        assert torch.equal(by_ids.token_ids, by_text.token_ids)
-        close(by_ids.attention, by_text.attention)
+        for closed in (True, False):
+            by_ids = lmm.replay(pictures["landscape"], PROMPT, answer, end_of_sequence=closed)
+            assert torch.equal(by_ids.token_ids, by_text.token_ids)
+            close(by_ids.attention, by_text.attention)
 
 
-def test_an_empty_answer_is_an_empty_generation(lmm, pictures):
-    for answer in ("", []):
-        found = lmm.replay(pictures["landscape"], PROMPT, answer, per_head=True)
+def saying(lmm: LMM, image, text: str, *, max_new_tokens: int = 60):
+    """What `generate` keeps of an answer whose every token is forced upon it, to the end that it stops at."""
+    script = [*lmm.processor.tokenizer(text, add_special_tokens=False).input_ids, END[lmm.model.config.model_type]]
+    script = [lmm.processor.tokenizer.convert_tokens_to_ids(i) if isinstance(i, str) else i for i in script]
+    start = len(lmm.replay(image, PROMPT, []).prompt_ids)
+    return lmm.generate(
+        image,
+        PROMPT,
+        max_new_tokens=max_new_tokens,
+        prefix_allowed_tokens_fn=lambda _, ids: [script[len(ids) - start]],
+    )
+
+
+END = {"llava": "</s>", "llava_next": "</s>", "qwen2_5_vl": "<|im_end|>"}
+
+
+def test_a_text_is_replayed_as_it_would_have_been_generated(lmm, pictures):
+    image, text = pictures["landscape"], "The cat is next to a red cup, a café and 日本."
+    generated = saying(lmm, image, text)
+    assert generated.text == text
+    assert lmm.processor.tokenizer.convert_ids_to_tokens(int(generated.token_ids[-1])) == END[generated.model["family"]]
+    replayed = lmm.replay(image, PROMPT, generated.text)
+    assert torch.equal(replayed.token_ids, generated.token_ids)
+    assert torch.equal(replayed.token_spans, generated.token_spans)
+    close(replayed.attention, generated.attention)
+    bare = lmm.replay(image, PROMPT, generated.text, end_of_sequence=False)
+    assert torch.equal(bare.token_ids, generated.token_ids[:-1])
+    assert (replayed.model["end_of_sequence"], bare.model["end_of_sequence"]) == (True, False)
+
+
+def test_a_cut_answer_has_no_end_of_sequence_and_is_replayed_without(lmm, pictures):
+    image = pictures["portrait"]
+    cut = saying(lmm, image, "The cat is next to a red cup of coffee.", max_new_tokens=5)
+    assert len(cut.token_ids) == 5
+    again = lmm.replay(image, PROMPT, cut.text, end_of_sequence=False)
+    assert torch.equal(again.token_ids, cut.token_ids)
+    close(again.attention, cut.attention)
+    close(lmm.replay(image, PROMPT, cut.token_ids).attention, cut.attention)
+
+
+def test_a_text_that_ends_itself_is_not_ended_twice(lmm, pictures):
+    text = "A cat."
+    once = lmm.replay(pictures["small"], PROMPT, text)
+    written = lmm.replay(pictures["small"], PROMPT, text + END[lmm.model.config.model_type])
+    assert torch.equal(once.token_ids, written.token_ids)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_ends_the_one_that_closes_a_turn_is_taken(lmms, pictures, order, monkeypatch):
+    lmm = lmms["qwen2_5_vl"]
+    tokenizer = lmm.processor.tokenizer
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])  # as Qwen2.5-VL's and Gemma 3's lists
+    assert tokenizer.eos_token_id == ends[0]  # as Gemma's tokenizer, whose turns end in another token, too
+    monkeypatch.setattr(lmm.model.generation_config, "eos_token_id", ends[::order])
+    assert lmm.replay(pictures["small"], PROMPT, "A cat.").token_ids[-1] == ends[1]
+    monkeypatch.setattr(lmm.model.generation_config, "eos_token_id", None)  # what never stops has no end
+    assert lmm.replay(pictures["small"], PROMPT, "A cat.").text == "A cat."
+    bare = lmm.replay(pictures["small"], PROMPT, "A cat.", end_of_sequence=False)
+    assert torch.equal(lmm.replay(pictures["small"], PROMPT, "A cat.").token_ids, bare.token_ids)
+
+
+def test_an_empty_answer_is_an_end_or_nothing(lmm, pictures):
+    ended = lmm.replay(pictures["landscape"], PROMPT, "")
+    generated = saying(lmm, pictures["landscape"], "")
+    assert (ended.text, ended.token_spans.tolist()) == ("", [[0, 0]])
+    assert torch.equal(ended.token_ids, generated.token_ids)
+    close(ended.attention, generated.attention)
+    for answer, closed in (("", False), ([], True), ([], False)):
+        found = lmm.replay(pictures["landscape"], PROMPT, answer, per_head=True, end_of_sequence=closed)
         k = int((found.prompt_ids == lmm.family.image_token_id).sum())
         assert found.text == ""
         assert found.attention.shape == (0, k)
         assert found.attention_per_head.shape == (0, 2, 4, k)
         assert found.token_spans.shape == (0, 2)
-        assert lmm.replay(pictures["landscape"], PROMPT, answer, row="self").attention_per_head is None
+        options = {"row": "self", "end_of_sequence": closed}
+        assert lmm.replay(pictures["landscape"], PROMPT, answer, **options).attention_per_head is None
 
 
 def test_one_image_with_many_prompts_and_the_other_way_round(lmm, pictures):
@@ -254,6 +323,51 @@ def test_pieces_of_one_character_share_it(tokenizer):
     words = [text[start:end] for start, end in spans.tolist()]
     assert words.count("🎉") == 4
     assert words.count("é") == 2
+
+
+def spelt(tokenizer, ids: list[int]) -> list[tuple[int, int]]:
+    """Spans from the bytes that each sentencepiece token stands for, counted in the text's UTF-8."""
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    written = [
+        bytes.fromhex(piece[3:5]) if piece.startswith("<0x") else piece.replace("▁", " ").encode() for piece in pieces
+    ]
+    written[0] = written[0].removeprefix(b" ")  # the space in front of every text
+    owner = [number for number, character in enumerate(b"".join(written).decode()) for _ in character.encode()]
+    spans, start = [], 0
+    for part in written:
+        chars = owner[start : start + len(part)]
+        spans.append((chars[0], chars[-1] + 1) if chars else (0, 0))
+        start += len(part)
+    return spans
+
+
+@pytest.mark.parametrize("word", ["🎉", "👩‍👩‍👧", "❤️", "🇫🇷", "猫", "龘🍕", "café", "jalapeño", "ạ̈", "cup"])
+@pytest.mark.parametrize("shape", ["a {} cup", "{}cup", "{} {}cup, the {}{} cat", 'the "{}" is {}.', "{}"])
+def test_a_token_belongs_to_the_characters_that_its_bytes_spell(word, shape):
+    tokenizer, text = llama_tokenizer(), shape.replace("{}", word)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    decoded, spans = decode_with_spans(tokenizer, ids)
+    assert decoded == text
+    assert list(map(tuple, spans.tolist())) == spelt(tokenizer, ids)
+
+
+def test_the_bytes_of_an_emoji_are_not_the_next_words():
+    """The released code measures prefixes by decoding them: four bytes of one emoji make it 1, 2, 3 and again 1
+    characters longer, so the second and third are counted to whatever stands one and two characters behind."""
+    tokenizer, text = llama_tokenizer(), "a 🎉 cup"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    first = pieces.index("<0xF0>")
+    lengths = [len(tokenizer.decode(ids[: end + 1])) for end in range(len(ids))]
+    start = lengths[first - 1]
+    assert [length - start for length in lengths[first : first + 4]] == [1, 2, 3, 1]
+    cup = text.index("cup")
+    assert lengths[first + 1] <= cup < lengths[first + 2]  # so the third byte is one of the cup's, there
+    _, spans = decode_with_spans(tokenizer, ids)
+    assert [token for token, (_, end) in enumerate(spans.tolist()) if end > cup] == [
+        token for token in range(first + 4, len(ids)) if pieces[token] != "▁"
+    ]
+    assert phrase_at(text, spans, (start, start + 1)).tokens == tuple(range(first, first + 4))
 
 
 @pytest.mark.parametrize("tokenizer", [llama_tokenizer(), qwen_tokenizer()], ids=["sentencepiece", "byte-level"])

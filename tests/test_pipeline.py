@@ -211,6 +211,15 @@ def test_a_generated_answer_goes_all_the_way_and_replays_to_the_same(lmms) -> No
     assert second.phrases == first.phrases
 
 
+def test_a_given_answer_ends_as_the_model_ends_its_own_or_not(lmms) -> None:
+    parts = {"lmm": lmms["llava"], "segmenter": None, "nlp": nlp(), "answer": CAPTION}
+    ended = attend_and_segment(picture(), "What is it?", **parts)
+    bare = attend_and_segment(picture(), "What is it?", end_of_sequence=False, **parts)
+    assert ended.generation.token_ids.tolist() == [*bare.generation.token_ids.tolist(), 2]
+    assert [phrase.tokens for phrase in ended.phrases] == [phrase.tokens for phrase in bare.phrases]
+    assert (ended.maps - bare.maps).abs().max() > 1e-5  # equation 3 has one token more
+
+
 def test_generation_options_with_a_given_answer_are_refused(lmms) -> None:
     with pytest.raises(GroundingError, match=r"\['do_sample'\] have no effect"):
         attend_and_segment(

@@ -108,6 +108,14 @@ def test_generated_answers_are_recorded_with_their_provenance(photographs, tmp_p
     assert (config["segmenter"]["name"], config["seed"]) == ("tiny", 0)
 
 
+@pytest.mark.parametrize(("options", "last"), [({}, 2), ({"end_of_sequence": False}, None)])
+def test_given_answers_are_ended_or_not(photographs, tmp_path, lmms, options, last) -> None:
+    store, _ = run(photographs[:2], tmp_path / "run", lmms, batch_size=2, **options)
+    ids = lmms["llava"].processor.tokenizer(ANSWER, add_special_tokens=False).input_ids
+    for id in ("a", "b"):
+        assert store.read(id).generation.token_ids.tolist() == ids + ([] if last is None else [last])
+
+
 def test_other_weights_of_the_same_name_are_another_configuration(photographs, tmp_path, lmms) -> None:
     run(photographs[:1], tmp_path / "run", lmms)
     other = Segmenter(random_sam(seed=1), name="tiny")

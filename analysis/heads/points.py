@@ -147,12 +147,21 @@ class HeadStore:
         """Ids of the finished images, sorted."""
         return sorted(unquote(path.stem) for path in self.directory.glob("*.npz"))
 
+    def errors(self) -> dict[str, str]:
+        """Message of every image that could not be used."""
+        return {unquote(path.stem): path.read_text(encoding="utf-8") for path in self.directory.glob("*.error")}
+
+    def write_error(self, record_id: str, message: str) -> None:
+        """Keep the reason why an image has no points."""
+        write_atomically(self._path(record_id, ".error"), message.encode("utf-8"))
+
     def write(self, record_id: str, points: HeadPoints) -> None:
         """Keep one image's points; a kill leaves either the whole file or none."""
         phrases = json.dumps([[p.text, p.span, p.root, p.root_span, p.tokens] for p in points.phrases])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, phrases=phrases, points=points.points, mean_points=points.mean_points)
         write_atomically(self._path(record_id), buffer.getvalue())
+        self._path(record_id, ".error").unlink(missing_ok=True)
 
     def read(self, record_id: str) -> HeadPoints:
         """One image's points.
@@ -162,9 +171,8 @@ class HeadStore:
         """
         path = self._path(record_id)
         if not path.exists():
-            raise GroundingError(
-                f"no points of image {record_id!r} in {self.directory}; finished are {len(self.ids())} images"
-            )
+            known = self.errors().get(record_id, f"finished are {len(self.ids())} images")
+            raise GroundingError(f"no points of image {record_id!r} in {self.directory}; {known}")
         with np.load(path) as content:
             phrases = tuple(
                 Phrase(text, tuple(span), root, tuple(root_span), tuple(tokens))
@@ -175,8 +183,8 @@ class HeadStore:
     def __iter__(self) -> Iterator[tuple[str, HeadPoints]]:
         return ((record_id, self.read(record_id)) for record_id in self.ids())
 
-    def _path(self, record_id: str) -> Path:
-        return self.directory / f"{quote(record_id, safe='').replace('.', '%2E')}.npz"
+    def _path(self, record_id: str, suffix: str = ".npz") -> Path:
+        return self.directory / f"{quote(record_id, safe='').replace('.', '%2E')}{suffix}"
 
 
 def collect_head_points(
@@ -193,6 +201,8 @@ def collect_head_points(
 ) -> HeadStore:
     """Answer the prompt for every image, with per-head attention, and keep the points of every head; resumable.
 
+    An image that cannot be read or answered becomes an error record, which is printed, and the rest goes on.
+
     Args:
         items: (id, image file) pairs.
         prompt: the question.
@@ -201,14 +211,22 @@ def collect_head_points(
         max_new_tokens, normalization, aggregation: as in `core.attend_and_segment`.
         progress: print a progress line now and then.
     """
-    done = set(store.ids())
+    items = list(items)
+    done = {*store.ids(), *store.errors()}
     missing = [(record_id, path) for record_id, path in items if record_id not in done]
     for record_id, path in tqdm(missing, desc="head points", file=sys.stdout, mininterval=30, disable=not progress):
-        generation = lmm.generate(path, prompt, max_new_tokens=max_new_tokens, per_head=True)
+        try:
+            generation = lmm.generate(path, prompt, max_new_tokens=max_new_tokens, per_head=True)
+        except GroundingError as error:
+            store.write_error(record_id, str(error))
+            continue
         phrases = find_phrases(generation.text, generation.token_spans, nlp)
         view = generation.views[-1]
         options = {"normalization": normalization, "aggregation": aggregation}
         store.write(record_id, head_points(generation, phrases, view, **options))
+    failed = [message for record_id, message in store.errors().items() if record_id in dict(items)]
+    if failed:
+        print(f"{len(failed)} of {len(items)} images could not be used: {'; '.join(failed[:3])}")
     return store
 
 

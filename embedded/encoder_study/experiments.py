@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from core.atomic import write_atomically
+from core.atomic import save_tensors, write_atomically
 from core.errors import GroundingError
 from core.training.loss_log import read_losses
 from embedded.encoder_study import two_stages
@@ -49,7 +49,7 @@ def scaled_latents(vae: Path, pixels: Tensor) -> Tensor:
     model = AutoencoderKL.from_pretrained(vae).eval()
     chunks = [encode_all(model, part) for part in tqdm(pixels.split(500), desc="latents")]
     latents = (torch.cat(chunks) * model.config.scaling_factor).half()
-    torch.save(latents, file)
+    save_tensors(latents, file)
     return latents
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from core.atomic import save_tensors
 from core.encoders.features import noised, seeded_maps
 from embedded.encoder_study.variants import Parts, Variant, build_encoder
 from embedded.recipes.autoencoder import encode_all
@@ -121,10 +122,7 @@ class FeatureCache:
                     compute = prepare()
                 stop = min(start + self.chunk, len(self.pixels))
                 pieces = [compute(range(i, min(i + 100, stop))) for i in range(start, stop, 100)]
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_suffix(".tmp")
-                torch.save(torch.cat(pieces).half(), partial)
-                partial.replace(file)
+                save_tensors(torch.cat(pieces).half(), file)
             found.append(torch.load(file, weights_only=True))
         return torch.cat(found)[scenes.start - first : scenes.stop - first]
 

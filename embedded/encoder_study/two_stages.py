@@ -1,9 +1,13 @@
 """LLaVA's two stages for the embedded models: the same data and steps for every visual encoder.
 
 Stage 1 trains the projector and whatever learns in the encoder (captioner, positional encoding) on captions, with the
-language model frozen; stage 2 trains the language model as well, on conversations. Text is the only supervision. It
-differs from `core.training` in two ways only: frozen features come from a `FeatureCache` instead of pictures, and at
-this size the whole language model is trained in stage 2 instead of LoRA's weights.
+language model frozen; stage 2 trains the language model as well, on conversations. Text is the only supervision.
+
+What learns on the visual side and stage 1's template are `core.training`'s; the rest is cut to this size. Frozen
+features come from a `FeatureCache` instead of pictures. Stage 2 trains the whole language model instead of LoRA's
+weights, and all parts with one learning rate. Its conversations have no system text: two questions, in three of four
+batches after the description. Batches are not grouped by length. The optimiser's settings are those of
+`embedded.recipes.fitting`.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ VISUAL_TOKENS = 100
 
 @dataclass(frozen=True)
 class StageRecipe:
-    """What one stage is, for every variant alike; `scenes` are the first of the training split, in whole chunks."""
+    """What one stage is, for every variant alike; `scenes` are the first of the training split."""
 
     stage: int
     scenes: int
@@ -80,8 +84,9 @@ def run_stage(
 
     Args:
         name: of the variant.
-        output: gets `losses.jsonl`, `model` and, last, `result.json` with the loss on held-out scenes.
-        seed: of the new weights and of the samples' order.
+        output: gets `losses.jsonl`, `model` and, last, `result.json` with the loss on held-out scenes. Only that file
+            tells the settings: a killed run must be gone on with by the same.
+        seed: of the new weights and of the samples, their order and what is asked about them.
         start: stage 1's `output`; stage 2 needs it.
 
     Returns:
@@ -89,7 +94,7 @@ def run_stage(
 
     Raises:
         GroundingError: unknown variant; stage 2 without a start; held-out scenes among the recipe's; `output` holds a
-            run with other settings.
+            finished run with other settings.
     """
     variant, result = find_variant(name), output / "result.json"
     settings = {"variant": name, "seed": seed, "recipe": asdict(recipe)}

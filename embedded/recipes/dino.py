@@ -25,6 +25,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from core.atomic import save_tensors
 from core.errors import GroundingError
 from embedded.recipes.dino_heads import PrototypeHead, assign, cross_entropy, entropies, picture_loss
 from embedded.recipes.dino_views import random_crops, random_masks, random_windows
@@ -215,11 +216,9 @@ class Trainer:
             slow.lerp_(fast, rest)
 
     def save(self, step: int, state_file: Path) -> None:
-        """The whole state, written beside `state_file` and renamed, so that a kill leaves the one before."""
-        unfinished = state_file.with_suffix(".partial")
+        """The whole state; a kill leaves the one before."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        torch.save({"step": step, "recipe": asdict(self.recipe), **parts}, unfinished)
-        unfinished.replace(state_file)
+        save_tensors({"step": step, "recipe": asdict(self.recipe), **parts}, state_file)
 
     def resume(self, state_file: Path) -> int:
         """Loads a killed run's state if there is one; the number of steps it had done.

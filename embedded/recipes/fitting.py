@@ -1,7 +1,8 @@
-"""One training loop for the embedded models: AdamW, warm-up and cosine, resumable without a trace.
+"""The training loop of the embedded LLaVA, of the two stages and of their parts: AdamW, warm-up and cosine, resumable.
 
-Whatever is random in a step is drawn from the step's own number, so a killed run that goes on from its last training
-state does what the uninterrupted run would have done.
+A killed run goes on from its last training state, and does what the uninterrupted run would have done where `loss`
+draws whatever is random in a step from that step's own number. The vision encoder, DINO and Segment Anything have
+loops of their own.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from core.atomic import save_tensors
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What decides the result of a loop.
+    """How a loop steps.
 
     Fields:
         steps: optimiser steps.
-        learning_rate: after a linear warm-up over a share `warmup` of the steps; a half cosine follows.
+        learning_rate: after a linear warm-up over a share `warmup` of the steps; a half cosine down to 2 % of it
+            follows.
         mixed: bfloat16 where autocast uses it.
     """
 
@@ -68,8 +72,9 @@ def fit(
     Args:
         title: what the log calls it.
         modules: whose states are kept in the training state.
-        loss: of one step; random numbers come from `step_generator`.
-        state: file of the training state; deleted at the end.
+        loss: of one step; what it draws must follow from the step's number alone, as `step_generator`'s numbers do.
+        state: file of the training state; gone on from where it exists, whatever recipe it is of, and deleted after
+            the last step, so that a run killed before its caller has saved the result starts anew.
         parameters: what is trained, or the optimiser's parameter groups; by default all that needs a gradient.
         after: called with the number of finished steps and the loss.
     """
@@ -99,15 +104,8 @@ def fit(
         if (step + 1) % log_every == 0:
             log.info("%s: step %d of %d, loss %.4f", title, step + 1, recipe.steps, running)
         if (step + 1) % save_every == 0 and step + 1 < recipe.steps:
-            _save(state, parts, step + 1)
+            save_tensors({"step": step + 1, **{name: part.state_dict() for name, part in parts.items()}}, state)
     state.unlink(missing_ok=True)
-
-
-def _save(state: Path, parts: Mapping, step: int) -> None:
-    state.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = state.with_suffix(".partial")
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial_file)
-    partial_file.replace(state)
 
 
 def _resume(state: Path, parts: Mapping, title: str) -> int:

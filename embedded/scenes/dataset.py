@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from core.atomic import open_atomically, write_atomically
 from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.scenes import Scene, make_scene
 
@@ -102,13 +102,10 @@ def _conversation(scene: Scene, name: str) -> dict:
 
 def _write_picture(scene: Scene, path: Path) -> None:
     if not path.is_file():
-        partial = path.with_suffix(".tmp.png")
-        scene.image.save(partial)
-        os.replace(partial, path)
+        with open_atomically(path) as file:
+            scene.image.save(file, format="png")
 
 
 def _write_json(path: Path, content: object) -> Path:
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(content).encode())
     return path

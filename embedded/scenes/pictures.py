@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from core.atomic import save_tensors
 from core.images import pad_to_square
 from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.scenes import COLOURS, GROUNDS, TEXTURES, Scene, make_scene
@@ -79,8 +80,7 @@ def training_scenes(number: int, *, side: int, seed: int, cache: Path, workers: 
     rendered = render_many(partial(render, split="train", side=side, seed=seed), range(number), workers=workers)
     pixels = torch.stack([torch.from_numpy(item[0].copy()) for item in rendered])
     tags, texts = [item[1] for item in rendered], [(item[2], item[3]) for item in rendered]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"key": key, "pixels": pixels, "tags": tags, "texts": texts}, cache)
+    save_tensors({"key": key, "pixels": pixels, "tags": tags, "texts": texts}, cache)
     return pixels, tags, texts
 
 
