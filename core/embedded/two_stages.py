@@ -22,13 +22,12 @@ from core.atomic import write_atomically
 from core.embedded.captions import DESCRIBE
 from core.embedded.feature_cache import FeatureCache
 from core.embedded.fitting import Fit, fit
-from core.embedded.lmm import Conversation, answer_loss, conversation
-from core.embedded.tokenizer import IMAGE
+from core.embedded.lmm import answer_loss, conversation
 from core.embedded.variants import build_llava, find_variant
 from core.errors import GroundingError
 from core.training.loss_log import FILE, append_loss, rewind
 from core.training.stages import visual_parts
-from core.training.templates import tokenize
+from core.training.templates import Tokens, tokenize
 
 log = logging.getLogger(__name__)
 VISUAL_TOKENS = 100
@@ -149,13 +148,12 @@ def visual_features(model: Any, frozen: dict[str, Tensor]) -> Tensor:
     return tower.from_frozen(frozen).last_hidden_state if hasattr(tower, "from_frozen") else frozen["features"]
 
 
-def caption_sample(tokenizer: Any, caption: str) -> Conversation:
+def caption_sample(tokenizer: Any, caption: str) -> Tokens:
     """Stage 1's sample: the picture, then the caption, as the "plain" template has it."""
-    tokens = tokenize(((DESCRIBE, caption),), tokenizer, template="plain", image=IMAGE * VISUAL_TOKENS)
-    return Conversation(tokens.ids, tokens.labels)
+    return tokenize(((DESCRIBE, caption),), tokenizer, template="plain", visual_tokens=VISUAL_TOKENS)
 
 
-def sample(tokenizer: Any, text: tuple, stage: int, rng: np.random.Generator, *, described: bool) -> Conversation:
+def sample(tokenizer: Any, text: tuple, stage: int, rng: np.random.Generator, *, described: bool) -> Tokens:
     """One training sample of a scene's texts."""
     if stage == 1:
         return caption_sample(tokenizer, text[0])
