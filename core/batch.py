@@ -12,6 +12,7 @@ from core.errors import GroundingError
 from core.families.base import Family
 from core.geometry import View
 from core.images import load_image
+from core.prompts import begins_with_bos, space_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +70,12 @@ def pair(image: Any, prompt: Any) -> tuple[list[Any], list[str], bool]:
 def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -> Batch:
     """Process rendered prompts (each with one placeholder) and their images.
 
+    Text behind a picture is tokenised as the model's training does it, see `core.prompts.image_gap`. A text that begins
+    with the first token is tokenised as it is; transformers does the same with chat templates that write it.
+
     Raises:
-        GroundingError: an unreadable image, or visual tokens that the family's geometry does not explain.
+        GroundingError: an unreadable image, visual tokens that the family's geometry does not explain, or prompts of
+            which some begin with the first token and some do not.
     """
     prepared = tuple(family.prepare(load_image(image)) for image in images)
     tokenizer = family.processor.tokenizer
@@ -78,9 +83,13 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
         raise GroundingError(
             "this tokenizer has no padding token; give it one (tokenizer.pad_token) or one image at a time"
         )
+    begun = {begins_with_bos(text, tokenizer) for text in texts}
+    if len(begun) > 1:
+        raise GroundingError(f"only some prompts begin with {tokenizer.bos_token!r}; write it into all or none")
     inputs = family.processor(
         images=[one.image for one in prepared],
-        text=[_without_bos(tokenizer, text) for text in texts],
+        text=[space_images(text, tokenizer, family.placeholder) for text in texts],
+        add_special_tokens=begun == {False},
         padding=len(texts) > 1,
         padding_side="left",
         return_tensors="pt",
@@ -121,14 +130,6 @@ def extend(batch: Batch, answers: list[Tensor], family: Family) -> tuple[dict[st
     shifts = [total - len(p) - len(a) for p, a in zip(batch.prompt_ids, answers, strict=True)]
     columns = tuple(c - start + shift for c, start, shift in zip(batch.columns, starts, shifts, strict=True))
     return inputs, columns
-
-
-def _without_bos(tokenizer: Any, text: str) -> str:
-    """Chat templates write the first token themselves; the tokenizer would write it twice."""
-    bos = tokenizer.bos_token
-    if bos and text.startswith(bos) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
-        return text[len(bos) :]
-    return text
 
 
 def _to_model(inputs: dict[str, Tensor], family: Family) -> dict[str, Tensor]:

@@ -1,22 +1,111 @@
-"""From a user's prompt to the text that a model was trained to answer."""
+"""From what is said to the text that a model was trained on: conversation templates, and one user prompt in them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from core.errors import GroundingError
 from core.families.base import Family
 
-LLAVA_SYSTEM = (
+IMAGE = "<image>"  # stands for the picture in the templates; LLaVA's image token
+ANSWERS = "ASSISTANT:"  # the word behind which generation begins
+_CONTENT = (  # a picture is on a line of its own, before the words
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{{ '<image>' if loop.last else '<image>\\n' }}{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+)
+_VICUNA = (
+    "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}"
+    "{{ s if s is string else s[0]['text'] }}{% else %}SYSTEM{% endif %} "
+    "{% for m in messages %}{% if m['role'] != 'system' %}{{ 'USER:' if m['role'] == 'user' else 'ASSISTANT:' }}"
+    "{% if m['content'] %} " + _CONTENT + "{{ ' ' if m['role'] == 'user' else eos_token }}{% endif %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
-TEMPLATES = {  # name: (format string, system prompt)
-    "llava_v1": ("{system} USER: {image}\n{prompt} ASSISTANT:", LLAVA_SYSTEM),
-    "vicuna_v1": ("{system} USER: {image}\n{prompt} ASSISTANT:", LLAVA_SYSTEM.replace("human", "user")),
-    "plain": ("{image}{prompt}", None),
+TEMPLATES = {  # name: chat template (Jinja), as a processor keeps it
+    "llava_v1": _VICUNA.replace("SYSTEM", _SYSTEM),
+    "vicuna_v1": _VICUNA.replace("SYSTEM", _SYSTEM.replace("human", "user")),
+    "plain": (
+        "{% for m in messages %}{% if m['role'] == 'system' %}"
+        "{{ raise_exception('it takes no system prompt') }}{% endif %}"
+        + _CONTENT.replace("\\n", "")
+        + "{{ '\\n' if m['role'] == 'assistant' }}{% endfor %}"
+    ),
 }
+
+
+def adopt_template(processor: Any, name: str) -> None:
+    """Make a named template the one that a checkpoint is asked with, in place; `save_pretrained` writes it.
+
+    Raises:
+        GroundingError: there is no such template.
+    """
+    if name not in TEMPLATES:
+        raise GroundingError(f"unknown template {name!r}; use one of {', '.join(TEMPLATES)}")
+    processor.chat_template = processor.tokenizer.chat_template = TEMPLATES[name]
+
+
+def conversation_text(
+    writer: Any, conversation: list[dict[str, Any]], template: str | None = None, *, ask: bool = False
+) -> str:
+    """A conversation as the text that training shows and generation continues.
+
+    Args:
+        writer: a processor or a tokenizer.
+        conversation: `{"role", "content"}` messages as transformers' chat templates take them.
+        template: a chat template; None for the writer's own.
+        ask: end where the next answer begins.
+
+    Raises:
+        GroundingError: the template refuses the conversation.
+
+    Source: transformers' chat templates; `TEMPLATES` write what LLaVA's conversation templates of those names do.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return writer.apply_chat_template(
+            conversation, chat_template=template, add_generation_prompt=ask, tokenize=False
+        )
+    except TemplateError as error:
+        raise GroundingError(f"the chat template refuses this conversation ({error}); pass template=") from error
+
+
+def image_gap(tokenizer: Any, image: str) -> str:
+    """What has to stand between the image token and the text behind it, "" or " ".
+
+    LLaVA tokenises the text behind a picture on its own. A sentencepiece tokenizer begins every text with the token of
+    a space, "▁" (29871 in front of a line break with Llama's), where transformers' Llama tokenizer does so at the very
+    beginning only; a space makes up for it. A checkpoint that was trained without says `"image_gap": ""` in its
+    tokenizer_config.json.
+
+    Source: LLaVA's `tokenizer_image_token`.
+    """
+    kept = tokenizer.init_kwargs.get("image_gap")
+    if kept is not None:
+        return kept
+    alone = tokenizer("a", add_special_tokens=False).input_ids
+    behind = [tokenizer(f"{image}{gap}a", add_special_tokens=False).input_ids[1:] for gap in ("", " ")]
+    return " " if alone == behind[1] != behind[0] else ""
+
+
+def space_images(text: str, tokenizer: Any, image: str) -> str:
+    """The text with the tokenizer's `image_gap` behind every picture that text, not another token, follows."""
+    if image not in text or not (gap := image_gap(tokenizer, image)):
+        return text
+    tokens = "|".join(map(re.escape, {image, *tokenizer.all_special_tokens}))
+    return re.sub(rf"({re.escape(image)})(?!{tokens}|\Z)", rf"\1{gap}", text)
+
+
+def begins_with_bos(text: str, tokenizer: Any) -> bool:
+    """Whether a text has the first token in it, which the tokenizer must then not write again."""
+    bos = tokenizer.bos_token
+    return bool(bos) and text.startswith(bos)
 
 
 def render_prompt(prompt: str, family: Family, *, template: str | None = None, system: str | None = None) -> str:
@@ -26,7 +115,7 @@ def render_prompt(prompt: str, family: Family, *, template: str | None = None, s
         prompt: the user's words. With the family's image placeholder in it, it is used verbatim.
         family: the model's adapter.
         template: a name in `TEMPLATES`, or a text with `{image}`, `{prompt}` and, optionally, `{system}`; None for
-            the processor's chat template.
+            the processor's chat template, which a checkpoint brings with it.
         system: the system prompt, in place of the template's own.
 
     Raises:
@@ -46,33 +135,50 @@ def render_prompt(prompt: str, family: Family, *, template: str | None = None, s
                 f"the prompt holds {family.placeholder!r} and is used verbatim; write the system prompt into it"
             )
         return prompt
-    if template is not None:
+    if template is not None and template not in TEMPLATES:
         return _fill(template, prompt, family, system)
-    return _chat(prompt, family, system)
+    if template is not None:
+        template = TEMPLATES[template].replace(IMAGE, _block(family))
+    return _chat(prompt, family, template, system)
+
+
+def messages(turns: Sequence[tuple[str, str | None]], *, picture: int | None) -> list[dict[str, Any]]:
+    """(question, answer) pairs as messages, the picture before the words of question number `picture`.
+
+    An empty text is a message without content; an answer that is None is none.
+    """
+    conversation = []
+    for number, turn in enumerate(turns):
+        for role, text in zip(("user", "assistant"), turn, strict=True):
+            content = [{"type": "image"}] if role == "user" and number == picture else []
+            content += [{"type": "text", "text": text}] if text else []
+            if text is not None:
+                conversation.append({"role": role, "content": content})
+    return conversation
+
+
+def _block(family: Family) -> str:
+    return family.image_block.format(placeholder=family.placeholder)
 
 
 def _fill(template: str, prompt: str, family: Family, system: str | None) -> str:
-    text, default = TEMPLATES.get(template, (template, None))
-    fields = set(re.findall(r"\{(image|prompt|system)\}", text))
+    fields = set(re.findall(r"\{(image|prompt|system)\}", template))
     if not {"image", "prompt"} <= fields:
         raise GroundingError(
             f"the template {template!r} is neither one of {', '.join(TEMPLATES)} nor a text with {{image}} and "
             "{prompt}"
         )
-    system = default if system is None else system
     if ("system" in fields) != (system is not None):
         action = "give system=" if system is None else "add {system} to it"
         raise GroundingError(f"the template {template!r} and system={system!r} do not go together; {action}")
-    image = family.image_block.format(placeholder=family.placeholder)
-    values = {"image": image, "prompt": prompt, "system": system}
-    return re.sub(r"\{(image|prompt|system)\}", lambda match: values[match[1]], text)
+    values = {"image": _block(family), "prompt": prompt, "system": system}
+    return re.sub(r"\{(image|prompt|system)\}", lambda match: values[match[1]], template)
 
 
-def _chat(prompt: str, family: Family, system: str | None) -> str:
-    from jinja2 import TemplateError
-
+def _chat(prompt: str, family: Family, template: str | None, system: str | None) -> str:
     processor = family.processor
-    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
+    template = template or processor.chat_template or processor.tokenizer.chat_template
+    if not template:
         raise GroundingError(
             f"this model has no chat template; pass template= (one of {', '.join(TEMPLATES)}, or a text with {{image}} "
             f"and {{prompt}}), or write {family.placeholder!r} into the prompt to have it used verbatim"
@@ -82,12 +188,7 @@ def _chat(prompt: str, family: Family, system: str | None) -> str:
         conversation.append({"role": "system", "content": [{"type": "text", "text": system}]})
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     conversation.append({"role": "user", "content": content})
-    try:
-        text = _apply(processor, conversation, add_generation_prompt=True)
-    except TemplateError as error:
-        raise GroundingError(
-            f"the model's chat template refuses this conversation ({error}); pass template="
-        ) from error
+    text = conversation_text(processor, conversation, template, ask=True)
     if text.count(family.placeholder) != 1:
         raise GroundingError(
             f"the model's chat template wrote the image placeholder {family.placeholder!r} "
@@ -98,16 +199,10 @@ def _chat(prompt: str, family: Family, system: str | None) -> str:
 
 def text_after_answer(family: Family) -> str:
     """What the processor's chat template writes behind an answer; "" without a template, or where it refuses."""
-    from jinja2 import TemplateError
-
-    answer = "[answer]"
+    answer, processor = "[answer]", family.processor
     turns = [{"role": role, "content": [{"type": "text", "text": answer}]} for role in ("user", "assistant")]
-    try:
-        return _apply(family.processor, turns).rpartition(answer)[2]
-    except (TemplateError, ValueError):  # ValueError: there is no template
-        return ""
-
-
-def _apply(processor: Any, conversation: list[dict[str, Any]], **options: Any) -> str:
     template = processor.chat_template or processor.tokenizer.chat_template
-    return processor.apply_chat_template(conversation, chat_template=template, tokenize=False, **options)
+    try:
+        return conversation_text(processor, turns, template).rpartition(answer)[2] if template else ""
+    except GroundingError:
+        return ""

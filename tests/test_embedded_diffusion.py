@@ -67,8 +67,8 @@ from pathlib import Path
 
 import torch
 
-from core.embedded.experiments import scaled_latents
-from core.embedded.pictures import training_scenes
+from embedded.encoder_study.experiments import scaled_latents
+from embedded.scenes.pictures import training_scenes
 
 work = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))  # bytes of a file

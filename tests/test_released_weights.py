@@ -174,14 +174,14 @@ def test_the_processor_keeps_the_published_normalisation(converted, pictures):
 
 
 def test_the_conversation_is_llavas(converted):
-    from core.prompts import TEMPLATES
-
     def turn(role, text, *image):
         return {"role": role, "content": [*image, {"type": "text", "text": text}]}
 
     first = turn("user", "What is this?", {"type": "image"})
-    form, system = TEMPLATES["llava_v1"]
-    expected = form.format(system=system, image="<image>", prompt="What is this?")
+    expected = (
+        "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the human's questions. USER: <image>\nWhat is this? ASSISTANT:"
+    )
     assert converted[1].apply_chat_template([first], add_generation_prompt=True) == expected
     more = [first, turn("assistant", "A cat."), turn("user", "Sure?")]
     expected += " A cat.</s>USER: Sure? ASSISTANT:"

@@ -74,7 +74,7 @@ def _text(ids: list[int], tokenizer: Any) -> str:
 
 def _sample(data: ConversationData, number: int) -> str:
     sample = data.samples[number]
-    tokens = data.tokens(sample, with_image=sample.image is not None)
+    tokens = data.tokens(sample, with_image=data.shows(sample))
     pieces = label_runs(tokens, data.processor.tokenizer, data.processor.image_token)
     text = "".join(
         f"<mark>{_shown(piece)}</mark>" if learnt else html.escape(piece, quote=False) for piece, learnt in pieces

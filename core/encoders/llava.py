@@ -1,11 +1,13 @@
-"""LLaVA around an encoder of this package or a CLIP: its configuration and its processor."""
+"""LLaVA around an encoder of this package or a CLIP: its configuration, its tokenizer and its processor."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
+from core.prompts import IMAGE
 
 SQUARES = ("crop", "pad")
 
@@ -79,6 +81,27 @@ def llava_processor(
         num_additional_image_tokens=int(_is_clip(vision_config)),  # the class token, which is left out
         chat_template=chat_template or getattr(tokenizer, "chat_template", None),
     )
+
+
+def llava_tokenizer(language_model: str | Path) -> Any:
+    """The tokenizer of a language model, with LLaVA's image token; also from a sentencepiece `tokenizer.model` alone.
+
+    Raises:
+        GroundingError: no tokenizer there.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(language_model))
+    except (OSError, ValueError, ImportError) as error:
+        raise GroundingError(
+            f"the tokenizer could not be loaded from {str(language_model)!r}: {str(error).strip().splitlines()[0]} "
+            "(a sentencepiece tokenizer.model needs the packages protobuf and sentencepiece)"
+        ) from error
+    if hasattr(tokenizer, "legacy"):  # transformers does not write down what text behind a special token begins with
+        tokenizer.init_kwargs["legacy"] = tokenizer.legacy
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    return tokenizer
 
 
 def _is_clip(vision_config: Any) -> bool:

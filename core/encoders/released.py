@@ -16,16 +16,10 @@ from torch import Tensor, nn
 
 from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
-from core.prompts import LLAVA_SYSTEM
+from core.prompts import IMAGE, TEMPLATES
 
-IMAGE = "<image>"
 PROJECTOR = "mm_projector."
-CHAT = (  # LLaVA-1.5's conversation, of one or several turns
-    LLAVA_SYSTEM + " {% for m in messages %}"
-    "{{ 'USER: ' if m['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
-    "{{ ' ' if m['role'] == 'user' else '</s>' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
+TEMPLATE = "llava_v1"  # what the released evaluation asks with
 KEYS = {  # their name under mm_projector: ours in DiffusionVisionModel
     "clip_projector.0": "captioner.linear_1",
     "clip_projector.2": "captioner.linear_2",
@@ -143,6 +137,9 @@ def load_released(
 ) -> tuple[Any, Any]:
     """(LlavaForConditionalGeneration, LlavaProcessor) of published DiffLMM weights; save both with `save_pretrained`.
 
+    Its chat template is "llava_v1" ("a curious human"), with which the released evaluation asks, although LLaVA's
+    scripts train with "vicuna_v1" ("a curious user"); `core.lmm.load_lmm` takes either as its template.
+
     Args:
         directory: the published directory: config.json, non_lora_trainables.bin and, for stage 2, the LoRA adapter.
         language_model: directory or hub id of the base language model (Vicuna-7B v1.5).
@@ -153,10 +150,8 @@ def load_released(
     Raises:
         GroundingError: a file is missing, or the weights do not fit the parts given.
     """
-    from transformers import AutoTokenizer
-
     from core.encoders.diffusion import DiffusionVisionModel
-    from core.encoders.llava import llava_processor
+    from core.encoders.llava import llava_processor, llava_tokenizer
 
     directory = Path(directory)
     if not (directory / "config.json").is_file():
@@ -167,12 +162,16 @@ def load_released(
     options = compat_options(settings, width=base.config.hidden_size, seed=seed)
     encoder = DiffusionVisionModel.from_parts(diffusion, clip, dtype=dtype, **options)
     load_projector(encoder, weights)
-    tokenizer = AutoTokenizer.from_pretrained(str(language_model))
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    tokenizer = llava_tokenizer(language_model)
     model = _assemble(encoder, base, tokenizer)
     square = "pad" if settings.get("image_aspect_ratio", "pad") == "pad" else "crop"
     processor = llava_processor(
-        encoder.config, tokenizer, square=square, chat_template=CHAT, mean=list(CLIP_MEAN), std=list(CLIP_STD)
+        encoder.config,
+        tokenizer,
+        square=square,
+        chat_template=TEMPLATES[TEMPLATE],
+        mean=list(CLIP_MEAN),
+        std=list(CLIP_STD),
     )
     return model.eval(), processor
 

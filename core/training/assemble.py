@@ -33,22 +33,23 @@ def assemble(
     Raises:
         GroundingError: no language model there.
 
+    The processor's chat template is the one that stage 2 trains with, "vicuna_v1".
+
     Source: LLaVA-1.5; the projector is two linear layers with GELU. The visual tokens are embedded under a token of
     their own, whose row in the table is never read.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
+    from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
-    from core.encoders.llava import llava_config, llava_processor
-    from core.encoders.released import CHAT, IMAGE
+    from core.encoders.llava import llava_config, llava_processor, llava_tokenizer
+    from core.prompts import IMAGE, TEMPLATES
 
     try:
         base = AutoModelForCausalLM.from_pretrained(str(language_model), dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(str(language_model))
     except (OSError, ValueError) as error:
         raise GroundingError(
             f"the language model could not be loaded from {str(language_model)!r}: {str(error).splitlines()[0]}"
         ) from error
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    tokenizer = llava_tokenizer(language_model)
     token = tokenizer.convert_tokens_to_ids(IMAGE)
     if token >= base.config.vocab_size:
         with torch.random.fork_rng(devices=[]):
@@ -64,7 +65,7 @@ def assemble(
         for weight in (linear.weight, linear.bias):
             weight.data.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
     model.generation_config = base.generation_config
-    return model.eval(), llava_processor(encoder.config, tokenizer, chat_template=CHAT)
+    return model.eval(), llava_processor(encoder.config, tokenizer, chat_template=TEMPLATES["vicuna_v1"])
 
 
 def renew(model: nn.Module, *, seed: int = 0) -> nn.Module:

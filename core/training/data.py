@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,48 @@ from torch.utils.data import Dataset
 
 from core.errors import GroundingError
 from core.images import load_image, pad_to_square
+from core.prompts import IMAGE
 from core.training.templates import IGNORE, tokenize
 
 log = logging.getLogger(__name__)
-PLACEHOLDER = "<image>"  # where the format marks the picture; templates place it themselves
 MISSING = ("skip", "raise")
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One record: `image` is a file, or None for text only; `turns` are (question, answer) pairs."""
+    """One record: `image` is a file, or None for text only; `turns` are (question, answer) pairs.
+
+    The last answer is None if there is none. `marked` is the number of the question that the picture stands in.
+    """
 
     id: str
     image: Path | None
-    turns: tuple[tuple[str, str], ...]
+    turns: tuple[tuple[str, str | None], ...]
+    marked: int | None = 0
 
     @property
     def length(self) -> int:
         """Words of all turns, the measure by which samples are grouped."""
-        return sum(len(text.split()) for turn in self.turns for text in turn)
+        return sum(len(text.split()) for turn in self.turns for text in turn if text)
 
 
 def read_samples(path: str | Path, images: str | Path | None = None) -> list[Sample]:
-    """The records of a LLaVA-format JSON file.
+    """The records of a LLaVA-format JSON file, read as LLaVA reads them.
+
+    A picture stays in the question that marks it, and the words around the mark lose their outer white space; other
+    texts are left as they are. Without a mark only the template "plain" shows the picture. A conversation that ends
+    with a question is kept, but nothing of it is learnt.
 
     Args:
         path: a JSON list of {"id", "image" (absent for text only), "conversations": [{"from", "value"}...]}.
         images: folder that the `image` paths are relative to; by default `images` beside the file, or else its folder.
 
     Raises:
-        GroundingError: no such file, not that format, or a conversation that does not alternate; the record is named.
+        GroundingError: no such file, not that format, a conversation that does not alternate, or a picture marked in an
+            answer or twice, where LLaVA would mistake the next sample's picture for it; the record is named.
+
+    Source: LLaVA's `preprocess_multimodal` and `LazySupervisedDataset`.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,17 +83,18 @@ def _sample(record: Any, number: int, folder: Path) -> Sample:
     if said and isinstance(said[0], dict) and ROLES.get(said[0].get("from")) == 1:
         said = said[1:]  # an answer before any question, as LLaVA does
     texts = [_text(part, role=place % 2, name=name) for place, part in enumerate(said)]
-    if len(texts) < 2 or len(texts) % 2:
-        raise GroundingError(f"record {name!r} has {len(texts)} texts; every question needs its answer")
-    marked = sum(PLACEHOLDER in text for text in texts[::2])
-    if any(PLACEHOLDER in text for text in texts[1::2]) or marked > 1 or (marked and picture is None):
+    if not texts:
+        raise GroundingError(f"record {name!r} has no question; see LLaVA's training format")
+    marks = [text.count(IMAGE) for text in texts]
+    if any(marks[1::2]) or sum(map(bool, marks)) > 1 or (any(marks) and picture is None):
         raise GroundingError(
-            f"record {name!r} has {PLACEHOLDER!r} in an answer, more than once, or without an image; mark the picture "
-            "once, in a question"
+            f"record {name!r} has {IMAGE!r} in an answer, in several questions, or without an image; mark the "
+            "picture in one question"
         )
-    questions = [text.replace(PLACEHOLDER, "").strip() for text in texts[::2]]
-    turns = tuple(zip(questions, (text.strip() for text in texts[1::2]), strict=True))
-    return Sample(name, None if picture is None else folder / picture, turns)
+    questions = [text.replace(IMAGE, "").strip() if IMAGE in text else text for text in texts[::2]]
+    turns = tuple(zip_longest(questions, texts[1::2]))
+    marked = next((place // 2 for place, count in enumerate(marks) if count), None)
+    return Sample(name, None if picture is None else folder / picture, turns, marked)
 
 
 def _text(part: Any, *, role: int, name: str) -> str:
@@ -96,7 +109,7 @@ class ConversationData(Dataset):
 
     Args:
         samples: from `read_samples`.
-        processor: the model's LlavaProcessor.
+        processor: the model's LlavaProcessor, whose image token is "<image>".
         template, max_length, pad: as in `core.training.recipes.Recipe`.
         missing: "skip" notes an unreadable picture and goes on; "raise" stops.
         skipped: JSON-lines file that such records are noted in.
@@ -136,7 +149,7 @@ class ConversationData(Dataset):
         """ids and labels int64 [s], and pixel_values [3, H, W] or None."""
         sample = self.samples[number]
         pixels, broken = None, False
-        if sample.image is not None:
+        if self.shows(sample):
             try:
                 pixels = self._pixels(sample.image)
             except GroundingError as error:
@@ -148,11 +161,19 @@ class ConversationData(Dataset):
         labels = torch.full_like(tokens.labels, IGNORE) if broken else tokens.labels
         return {"input_ids": tokens.ids, "labels": labels, "pixel_values": pixels}
 
+    def shows(self, sample: Sample) -> bool:
+        """Whether the model sees a picture with this sample."""
+        return sample.image is not None and (sample.marked is not None or self.template == "plain")
+
     def tokens(self, sample: Sample, *, with_image: bool):
         """`core.training.templates.Tokens` of a sample, without opening its picture."""
-        image = self.processor.image_token * self.visual_tokens if with_image else ""
         return tokenize(
-            sample.turns, self.processor.tokenizer, template=self.template, image=image, max_length=self.max_length
+            sample.turns,
+            self.processor.tokenizer,
+            template=self.template,
+            visual_tokens=self.visual_tokens if with_image else 0,
+            picture=sample.marked,
+            max_length=self.max_length,
         )
 
     def _pixels(self, path: Path) -> torch.Tensor:

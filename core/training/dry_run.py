@@ -137,7 +137,7 @@ def dry_run(
 def count_tokens(dataset: ConversationData) -> tuple[int, int, int]:
     """(tokens, answer tokens, cut samples): the first two for an epoch, the last among the samples looked at."""
     chosen: list[Sample] = dataset.samples[:: max(len(dataset) // SAMPLED, 1)]
-    found = [dataset.tokens(sample, with_image=sample.image is not None) for sample in chosen]
+    found = [dataset.tokens(sample, with_image=dataset.shows(sample)) for sample in chosen]
     scale = len(dataset) / len(chosen)
     total = sum(len(one.ids) for one in found)
     learnt = sum(int((one.labels[1:] != IGNORE).sum()) for one in found)

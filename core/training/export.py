@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from core.checkpoints import load_checkpoint
 from core.errors import GroundingError
+from core.prompts import adopt_template
 from core.training.recipes import Recipe
 from core.training.stages import finished_model, prepare_stage
 
@@ -81,7 +82,9 @@ def merge_sharded(output: str | Path, *, dtype: torch.dtype = torch.float32) -> 
         raise GroundingError(f"{str(output)!r} holds no ended run with sharded weights; nothing to merge")
     settings = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
     model, processor = load_checkpoint(settings["model"], device="cpu", dtype=dtype)
-    model = prepare_stage(model, Recipe(**settings["recipe"]))
+    recipe = Recipe(**settings["recipe"])
+    adopt_template(processor, recipe.template)
+    model = prepare_stage(model, recipe)
     load_learnt(model, trained, [name for name, weight in model.named_parameters() if weight.requires_grad])
     return _write(finished_model(model), processor, output / MODEL)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.errors import GroundingError
-from core.training.templates import TEMPLATES
+from core.prompts import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Recipe:
     Source: paper section 4.1 and LLaVA-1.5's public scripts. LoRA's dropout is LLaVA's.
     """
 
-    template: str  # "plain" or "vicuna_v1"
+    template: str  # a name in core.prompts.TEMPLATES; the trained checkpoint is asked with it
     batch: int  # samples per optimiser step, over all devices and accumulation steps
     learning_rate: float  # of the LoRA weights, and of the visual parts where they have no rate of their own
     visual_learning_rate: float | None = None  # of the projector and of what learns in the encoder

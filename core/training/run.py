@@ -13,6 +13,7 @@ import torch
 from core.atomic import write_atomically
 from core.checkpoints import load_checkpoint
 from core.errors import GroundingError
+from core.prompts import adopt_template
 from core.training.collator import Collator
 from core.training.data import ConversationData, read_samples
 from core.training.export import save_result
@@ -65,7 +66,7 @@ def train(
 
     Returns:
         The directory `output/model`, which `load_lmm` and the next stage read. After a run with sharded weights (FSDP,
-        ZeRO-3) `core.training.export.merge_sharded` makes it.
+        ZeRO-3) `core.training.export.merge_sharded` makes it. Its chat template is the recipe's template.
 
     Raises:
         GroundingError: unreadable model or data; a batch that cannot be divided; `output` holds a run with another
@@ -83,6 +84,7 @@ def train(
     torch.manual_seed(recipe.seed)
     network = prepare_stage(network, recipe)
     network.config.get_text_config().use_cache = False
+    adopt_template(processor, recipe.template)
     dataset = ConversationData(
         samples,
         processor,

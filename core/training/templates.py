@@ -10,10 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from core.errors import GroundingError
-from core.prompts import TEMPLATES as PROMPTS
+from core.prompts import ANSWERS, IMAGE, TEMPLATES, begins_with_bos, conversation_text, messages, space_images
 
 IGNORE = -100  # label of the tokens that carry no loss
-TEMPLATES = ("plain", "vicuna_v1")
 
 
 @dataclass(frozen=True)
@@ -27,66 +26,93 @@ class Tokens:
     labels: Int[Tensor, " s"]
 
 
-def render(
-    turns: tuple[tuple[str, str], ...], template: str, *, image: str, eos: str
-) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The text of a conversation, and the character spans in it that are learnt.
-
-    Args:
-        turns: (question, answer) pairs.
-        template: "plain" writes the picture and the first answer, closed by a line break; questions have no place in
-            it. "vicuna_v1" writes every turn after a system prompt and closes every answer with `eos`.
-        image: what stands for the picture; empty for text-only samples.
-        eos: text of the end-of-sequence token.
-
-    Raises:
-        GroundingError: unknown template, or a conversation without turns.
-
-    Source: LLaVA's `preprocess_plain` and `preprocess_v1`. A span begins right behind "ASSISTANT:", where generation
-    begins, and includes what closes the answer.
-    """
-    if template not in TEMPLATES:
-        raise GroundingError(f"unknown template {template!r}; use one of {', '.join(TEMPLATES)}")
-    if not turns:
-        raise GroundingError("the conversation has no turns; give at least one question and answer")
-    if template == "plain":
-        text = f"{image}{turns[0][1]}\n"
-        return text, ((len(image), len(text)),)
-    text, spans = f"{PROMPTS['vicuna_v1'][1]} ", []
-    for number, (question, answer) in enumerate(turns):
-        picture = f"{image}\n" if image and number == 0 else ""
-        text += f"USER: {picture}{question} ASSISTANT:"
-        start = len(text)
-        text += f" {answer}{eos}"
-        spans.append((start, len(text)))
-    return text, tuple(spans)
-
-
 def tokenize(
-    turns: tuple[tuple[str, str], ...], tokenizer: Any, *, template: str, image: str = "", max_length: int = 2048
+    turns: tuple[tuple[str, str | None], ...],
+    tokenizer: Any,
+    *,
+    template: str,
+    visual_tokens: int = 0,
+    picture: int | None = 0,
+    max_length: int = 2048,
 ) -> Tokens:
     """Ids and labels of one conversation, cut after `max_length` tokens.
 
-    The text is tokenised whole, as a processor would, and a token is learnt if it overlaps an answer's span.
+    The prompt that `core.lmm.LMM` makes with the same template is the beginning of the ids, up to the first learnt one.
 
     Args:
-        turns, template: as for `render`.
-        tokenizer: a fast tokenizer.
-        image: the image token, as often as the picture has visual tokens; empty for text-only samples.
+        turns: (question, answer) pairs; a last answer may be None.
+        tokenizer: a fast tokenizer with the image token `core.prompts.IMAGE`.
+        template: a name in `core.prompts.TEMPLATES`, or a chat template with the same words. "plain" is the picture and
+            the first answer; questions have no place in it.
+        visual_tokens: of the picture; 0 for text-only samples.
+        picture: number of the question that the picture stands in; None: it is not shown.
         max_length: of the ids.
 
     Raises:
-        GroundingError: as for `render`; or a tokenizer without character offsets.
+        GroundingError: no turns; a tokenizer without character offsets or without an end-of-sequence token.
+
+    Source: LLaVA's `preprocess_plain` and `preprocess_v1`, token by token for Llama's sentencepiece tokenizer, together
+    with what they leave without loss: conversations in which an answer is missing or empty, or a text holds the words
+    that answers are found by. Their counts suppose Llama's tokens; with other tokenizers they drop all conversations of
+    several turns, which are learnt here.
     """
-    if not getattr(tokenizer, "is_fast", False):
+    if not getattr(tokenizer, "is_fast", False) or not tokenizer.eos_token:
         raise GroundingError(
-            f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer (AutoTokenizer does)"
+            f"{type(tokenizer).__name__} gives no character offsets or has no end-of-sequence token; load the fast "
+            "tokenizer of the language model (AutoTokenizer does)"
         )
-    text, spans = render(turns, template, image=image, eos=tokenizer.eos_token or "")
-    found = tokenizer(text, return_offsets_mapping=True)
-    ids = torch.tensor(found["input_ids"][:max_length], dtype=torch.int64)
-    learnt = [
-        any(start < stop and end > begin and end > start for begin, stop in spans)
-        for start, end in found["offset_mapping"][:max_length]
-    ]
-    return Tokens(ids, torch.where(torch.tensor(learnt, dtype=torch.bool), ids, IGNORE))
+    if not turns:
+        raise GroundingError("the conversation has no turns; give at least one question and answer")
+    plain = template == "plain"
+    if plain:
+        turns, picture = (("", turns[0][1] or ""),), 0
+    picture = picture if visual_tokens else None
+    text = conversation_text(tokenizer, messages(turns, picture=picture), TEMPLATES.get(template, template))
+    text = space_images(text, tokenizer, IMAGE).replace(IMAGE, IMAGE * visual_tokens)
+    found = tokenizer(
+        text, return_offsets_mapping=True, add_special_tokens=not begins_with_bos(text, tokenizer), verbose=False
+    )
+    ids, offsets = torch.tensor(found["input_ids"], dtype=torch.int64), found["offset_mapping"]
+    if plain:
+        spans, rest = [(len(IMAGE) * visual_tokens, len(text))], len(text)
+    else:
+        spans, rest = answer_spans(text, tokenizer.eos_token)
+    learnt = torch.tensor(
+        [any(start < stop and end > begin and end > start for begin, stop in spans) for start, end in offsets],
+        dtype=torch.bool,
+    )
+    if not plain and _dropped(found["input_ids"], offsets, text, rest, tokenizer, max_length):
+        learnt[:] = False
+    return Tokens(ids[:max_length], torch.where(learnt, ids, IGNORE)[:max_length])
+
+
+def answer_spans(text: str, eos: str) -> tuple[list[tuple[int, int]], int]:
+    """The answers in a rendered conversation, as character spans, and where what has no clear answer begins.
+
+    A span begins right behind "ASSISTANT:", where generation begins, and includes what closes the answer. As LLaVA
+    does it, answers are found by the words around them: the text before each end of sequence must hold one.
+    """
+    word, spans, start = f" {ANSWERS} ", [], 0
+    while start < len(text):
+        stop = text.find(eos, start)
+        part = text[start : stop if stop >= 0 else None]
+        if stop < 0 or part.count(word) != 1:
+            break
+        spans.append((start + part.index(word) + len(word) - 1, stop + len(eos)))
+        start = stop + len(eos)
+    return spans, start
+
+
+def _dropped(
+    ids: list[int], offsets: list[tuple[int, int]], text: str, rest: int, tokenizer: Any, max_length: int
+) -> bool:
+    """Whether LLaVA learns nothing of a conversation, because it counts other tokens in its answers than it has.
+
+    That is so where something is left behind the clear answers, or where the unknown token, which LLaVA pads with, is
+    said; unless the counted part is as long as a sample can be. A picture counts as one token there.
+    """
+    if rest == len(text) and tokenizer.unk_token_id not in ids:
+        return False
+    counted = [token for token, (start, _) in zip(ids, offsets, strict=True) if start < rest]
+    pictures = counted.count(tokenizer.convert_tokens_to_ids(IMAGE))
+    return len(counted) - max(pictures - 1, 0) < max_length

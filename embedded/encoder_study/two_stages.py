@@ -26,12 +26,11 @@ from core.atomic import write_atomically
 from core.errors import GroundingError
 from core.training.loss_log import FILE, append_loss, rewind
 from core.training.stages import visual_parts
-from core.training.templates import tokenize
+from core.training.templates import Tokens, tokenize
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.variants import build_llava, find_variant
 from embedded.recipes.fitting import Fit, fit
-from embedded.recipes.llava import Conversation, answer_loss, conversation
-from embedded.recipes.tokenizer import IMAGE
+from embedded.recipes.llava import answer_loss, conversation
 from embedded.scenes.captions import DESCRIBE
 
 log = logging.getLogger(__name__)
@@ -154,13 +153,12 @@ def visual_features(model: Any, frozen: dict[str, Tensor]) -> Tensor:
     return tower.from_frozen(frozen).last_hidden_state if hasattr(tower, "from_frozen") else frozen["features"]
 
 
-def caption_sample(tokenizer: Any, caption: str) -> Conversation:
+def caption_sample(tokenizer: Any, caption: str) -> Tokens:
     """Stage 1's sample: the picture, then the caption, as the "plain" template has it."""
-    tokens = tokenize(((DESCRIBE, caption),), tokenizer, template="plain", image=IMAGE * VISUAL_TOKENS)
-    return Conversation(tokens.ids, tokens.labels)
+    return tokenize(((DESCRIBE, caption),), tokenizer, template="plain", visual_tokens=VISUAL_TOKENS)
 
 
-def sample(tokenizer: Any, text: tuple, stage: int, rng: np.random.Generator, *, described: bool) -> Conversation:
+def sample(tokenizer: Any, text: tuple, stage: int, rng: np.random.Generator, *, described: bool) -> Tokens:
     """One training sample of a scene's texts."""
     if stage == 1:
         return caption_sample(tokenizer, text[0])

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from core.prompts import IMAGE
+from core.training.templates import IGNORE, Tokens, tokenize
 from embedded.recipes.fitting import Fit, fit
-from embedded.recipes.tokenizer import IMAGE, build_processor, train_tokenizer
+from embedded.recipes.tokenizer import CHAT_TEMPLATE, build_processor, train_tokenizer
 from embedded.scenes.captions import DESCRIBE, spoken
 from embedded.scenes.pictures import normalise, training_scenes
-
-IGNORE = -100  # label of the tokens that carry no loss
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,6 @@ class LmmRecipe:
     learning_rate: float = 1.5e-3
     save_every: int = 500  # steps between two training states on disk
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Token ids of one scene's turns and the labels: the answers' ids, `IGNORE` elsewhere."""
-
-    ids: Int[Tensor, " s"]
-    labels: Int[Tensor, " s"]
 
 
 def llama_config(recipe: Any, tokenizer: Any) -> Any:
@@ -122,26 +114,15 @@ def cache_features(encoder, pixels: UInt8[Tensor, "b 3 s s"], layer: int) -> Flo
 
 def conversation(
     tokenizer, caption: str, turns: tuple, visual_tokens: int, rng: np.random.Generator, *, described: bool = True
-) -> Conversation:
-    """The description (if `described`) and two of the scene's questions, as one conversation in Vicuna's manner."""
+) -> Tokens:
+    """The description (if `described`) and two of the scene's questions, in the template that it is asked with."""
     chosen = [turns[number] for number in rng.permutation(len(turns))[:2]]
     if described:
         chosen.insert(0, (DESCRIBE, caption))
-    ids: list[int] = []
-    labels: list[int] = []
-    for number, (question, answer) in enumerate(chosen):
-        picture = f"{IMAGE * visual_tokens}\n" if number == 0 else ""
-        opening = tokenizer.bos_token if number == 0 else tokenizer.eos_token
-        asked = tokenizer(f"{opening}USER: {picture}{question} ASSISTANT:", add_special_tokens=False).input_ids
-        if number:
-            asked = asked[1:]
-        said = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-        ids += asked + said
-        labels += [IGNORE] * len(asked) + said
-    return Conversation(torch.tensor(ids), torch.tensor(labels))
+    return tokenize(tuple(chosen), tokenizer, template=CHAT_TEMPLATE, visual_tokens=visual_tokens)
 
 
-def answer_loss(model, conversations: list[Conversation], features: Tensor) -> Tensor:
+def answer_loss(model, conversations: list[Tokens], features: Tensor) -> Tensor:
     """Cross-entropy on the answers' tokens, given the frozen encoder's features [b, k, c]."""
     ids = _pad([item.ids for item in conversations], model.config.text_config.pad_token_id)
     labels = _pad([item.labels for item in conversations], IGNORE)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-IMAGE = "<image>"
+from core.prompts import IMAGE
+
 _SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", IMAGE)
 CHAT_TEMPLATE = (
+    "{{ bos_token }}"  # written out, as in training: the word behind it begins without "▁"
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'][0]['text'] + ' ' }}"
     "{% else %}{{ message['role'].upper() + ': ' }}"
@@ -61,6 +63,7 @@ def train_tokenizer(texts: Iterable[str], *, size: int):
         additional_special_tokens=[IMAGE],
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        image_gap="",  # trained with text that directly follows the picture
     )
 
 
