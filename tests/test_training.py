@@ -815,6 +815,11 @@ def test_training_settings_that_cannot_be_used_are_refused(tmp_path, changes, me
         training_settings(tmp_path, **changes)
 
 
+def test_what_only_learnt_captions_is_asked_for_one(tmp_path):
+    asked = {stages: training_settings(tmp_path, stages=stages).asked("What is it?") for stages in ("1", "2", "both")}
+    assert asked == {"1": "", "2": "What is it?", "both": "What is it?"}
+
+
 def test_shell_commands_are_the_notebooks_run(tmp_path):
     import shlex
 

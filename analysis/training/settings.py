@@ -165,6 +165,10 @@ class TrainingSettings:
         write_dataset(folder, split="val", n=1, seed=self.seed)
         return folder / "images" / "val_000000.png"
 
+    def asked(self, prompt: str) -> str:
+        """What the trained model is asked in its own template; the captions of "plain" follow no words."""
+        return "" if self.recipe(self.chosen[-1]).template == "plain" else prompt
+
     def model_name(self) -> str:
         """The start in words, for tables."""
         parts = [part for part in (self.language_model, self.clip, self.diffusion) if part]
