@@ -75,14 +75,18 @@ def merge_sharded(output: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     Raises:
         GroundingError: no such run, or it has not ended.
     """
+    from core.encoders.llava import with_square
+
     output = Path(output)
     trained = output / SHARDED
     if not (output / "recipe.json").is_file() or not trained.is_dir():
         raise GroundingError(f"{str(output)!r} holds no ended run with sharded weights; nothing to merge")
     settings = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
     model, processor = load_checkpoint(settings["model"], device="cpu", dtype=dtype)
-    model = prepare_stage(model, Recipe(**settings["recipe"]))
+    recipe = Recipe(**settings["recipe"])
+    model = prepare_stage(model, recipe)
     load_learnt(model, trained, [name for name, weight in model.named_parameters() if weight.requires_grad])
+    processor = with_square(processor, "pad" if recipe.pad else "crop")
     return _write(finished_model(model), processor, output / MODEL)
 
 
