@@ -265,7 +265,7 @@ def test_gradients_are_not_clipped_unless_asked(starts, data, tmp_path):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_deepspeed_takes_the_recipes_clipping(stage):
-    """ "auto" is filled with the trainer's own value; a number there would override the recipe."""
+    """ "auto" takes the trainer's own value, 0 too; a number would override it, and nothing is 1 in a new DeepSpeed."""
     content = json.loads((Path(__file__).parent.parent / "configs" / f"deepspeed_zero{stage + 1}.json").read_text())
     assert content["gradient_clipping"] == "auto"
 

@@ -16,10 +16,10 @@ class Recipe:
     """What decides the result of a stage; where and how it runs is in `core.training.run.RunOptions`.
 
     Source: paper section 4.1 and LLaVA-1.5's public scripts (scripts/v1_5/pretrain.sh and finetune_lora.sh, with
-    zero2.json and zero3.json). Their DeepSpeed configurations name no gradient_clipping, which DeepSpeed takes for
-    none and in which case transformers leaves clipping to it: its max_grad_norm of 1 is never applied. Their loss is
-    the mean over each of eight devices' own samples, then over the devices: `loss_batch` is their batch on a device.
-    The released DiffLMM draws new noise in every forward pass.
+    zero2.json and zero3.json). Under DeepSpeed transformers leaves clipping to it and its max_grad_norm of 1 is not
+    applied; these configurations name no gradient_clipping, which their DeepSpeed, 0.12.6, takes for none (since 2026
+    it would be 1). Their loss is the mean over each of eight devices' own samples, then over the devices: `loss_batch`
+    is their batch on a device. The released DiffLMM draws new noise in every forward pass.
     """
 
     template: str  # "plain" or "vicuna_v1"

@@ -28,7 +28,8 @@ def grouped_order(
         Of a single modality the steps stay in the order in which they were drawn.
 
     Source: LLaVA's `get_modality_length_grouped_indices`, whose batches are those of one device, and whose steps are
-    its megabatches: devices x accumulation steps x batch. With the same generator the order is the same.
+    its megabatches: devices x accumulation steps x batch. With the same generator the order is the same, but for data
+    without any picture, whose lengths it takes as negative.
     """
     steps = [
         _steps([number for number, image in enumerate(has_image) if image is kind], lengths, batch, group, generator)
