@@ -92,7 +92,8 @@ class Step:
         with torch.autocast(self.learnt[0].device.type, dtype=torch.bfloat16, enabled=self.mixed):
             loss = self.network(**self.given, use_cache=False).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(self.learnt, self.recipe.clip_norm)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.learnt, self.recipe.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
 

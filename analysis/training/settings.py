@@ -14,7 +14,7 @@ import torch
 from analysis.tables import Provenance
 from core.errors import GroundingError
 from core.training.dry_run import GIB, DryRun
-from core.training.recipes import STAGES, Recipe, stage_recipe
+from core.training.recipes import RECIPES, Recipe, stage_recipe
 from core.training.run import RunOptions
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,7 +33,8 @@ class TrainingSettings:
         encoder: fields of the diffusion encoder's configuration.
         projector: "new" or "kept": whether a model's projector (captioner, positions) begins anew.
         stages: "both", "1" or "2".
-        stage_1, stage_2: changes to the paper's recipes, fields of `core.training.recipes.Recipe`.
+        stage_1, stage_2: changes to the paper's recipes, fields of `core.training.recipes.Recipe`; "recipe" names
+            another one of `RECIPES` to change.
         options: fields of `core.training.run.RunOptions`.
         pretraining, tuning: LLaVA-format JSON of stages 1 and 2; "" = embedded training scenes, drawn here.
         images_dir: folder of their pictures; "" = `images` beside each JSON.
@@ -88,9 +89,15 @@ class TrainingSettings:
         return WHICH[self.stages]
 
     def recipe(self, stage: int) -> Recipe:
-        """The paper's recipe of a stage with this run's changes and seed."""
-        changes = self.stage_1 if stage == 1 else self.stage_2
-        return stage_recipe(stage, **{"seed": self.seed, **_numbers(changes, f"stage_{stage}", Recipe)})
+        """The recipe of a stage with this run's changes and seed."""
+        given = self.stage_1 if stage == 1 else self.stage_2
+        changes = {name: value for name, value in given.items() if name != "recipe"}
+        changes = {"seed": self.seed, **_numbers(changes, f"stage_{stage}", Recipe)}
+        return stage_recipe(stage, self.recipe_name(stage), **changes)
+
+    def recipe_name(self, stage: int) -> str:
+        """The name of the recipe that a stage's changes begin from."""
+        return str((self.stage_1 if stage == 1 else self.stage_2).get("recipe", "paper"))
 
     def run_options(self) -> RunOptions:
         """Where and how the stages run."""
@@ -221,7 +228,7 @@ def dry_run_table(planned: Mapping[str, DryRun]) -> pd.DataFrame:
 
 
 def shell_commands(settings: TrainingSettings, *, launcher: str = "python") -> str:
-    """The notebook's run as shell commands, one per step; only what differs from the paper's recipe is spelled out.
+    """The notebook's run as shell commands, one per step; only what differs from the named recipe is spelled out.
 
     Args:
         launcher: "python" for one device, or a file of `configs/` for several:
@@ -237,9 +244,10 @@ def shell_commands(settings: TrainingSettings, *, launcher: str = "python") -> s
     for stage in settings.chosen:
         folder = settings.path("data", f"train-seed{settings.seed}")
         data = settings.given(stage) or str(folder / "conversations.json")
-        given = {"stage": stage, "model": start, "data": data, "images": settings.images_dir or None}
-        given |= {"output": str(settings.run(stage))}
-        given |= _changes(settings.recipe(stage), STAGES[stage]) | _changes(settings.run_options(), RunOptions())
+        name = settings.recipe_name(stage)
+        given = {"stage": stage, "recipe": None if name == "paper" else name, "model": start, "data": data}
+        given |= {"images": settings.images_dir or None, "output": str(settings.run(stage))}
+        given |= _changes(settings.recipe(stage), RECIPES[name][stage]) | _changes(settings.run_options(), RunOptions())
         lines.append(_command(f"{launcher} -m core.training", given))
         if any(sharded in launcher for sharded in ("fsdp", "zero")):
             lines.append(_command("python -m core.training --merge", {"output": str(settings.run(stage))}))

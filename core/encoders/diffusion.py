@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from core.encoders.diffusion_config import DiffusionVisionConfig
-from core.encoders.features import encoder_only, keep_up_to, latents, noised, seeded_maps
+from core.encoders.features import encoder_only, fresh_maps, keep_up_to, latents, noised, seeded_maps
 from core.encoders.frozen import FrozenEncoder, PositionalEncoding, as_tokens, to_grid_size
 from core.encoders.released_head import ReleasedHead
 
@@ -28,7 +28,7 @@ class ImplicitCaptioner(nn.Module):
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(width, width)
         self.positions = (
-            PositionalEncoding(side, side, width, std=config.initializer_range) if config.caption_positions else None
+            PositionalEncoding(side, side, width, std=config.positions_std) if config.caption_positions else None
         )
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b k d"]:
@@ -49,7 +49,10 @@ class DiffusionVisionModel(FrozenEncoder):
     it (the paper does not say how blocks 1, 3 and 4 of Table 6 were brought to 24 x 24). H and W may differ, and may
     differ from the configuration's image_size; CLIP's and our positional encodings are then interpolated.
 
-    Source: paper section 3.3, eq. 4. The reference leaves the noise unseeded; here it depends on the seed only.
+    Noise depends on the configuration's seed only. With `fresh_noise`, which `core.training` sets by its recipe, every
+    picture gets maps of its own in training mode, from torch's random stream; answers stay seeded.
+
+    Source: paper section 3.3, eq. 4. The released code draws unseeded noise in training and for every answer.
     """
 
     config_class = DiffusionVisionConfig
@@ -76,7 +79,8 @@ class DiffusionVisionModel(FrozenEncoder):
         if config.released_width is not None:
             self.head = ReleasedHead(config)
         if config.positional_encoding:
-            self.positions = PositionalEncoding(side, side, config.hidden_size, std=config.initializer_range)
+            self.positions = PositionalEncoding(side, side, config.hidden_size, std=config.positions_std)
+        self.fresh_noise = False
         self._scheduler: Any = None
         self.post_init()
         self.train(self.training)
@@ -149,9 +153,13 @@ class DiffusionVisionModel(FrozenEncoder):
         return hidden[:, 1:].unflatten(1, size)
 
     def _noisy_latents(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n c h w"]:
-        """Latents of pixels in [-1, 1] at the noise step, with each of the configuration's noise maps."""
-        config, maps = self.config, []
-        for noise, sampling in seeded_maps(self._latent_shape(pixels), seed=config.seed, count=config.noises):
+        """Latents of pixels in [-1, 1] at the noise step, with each of the configuration's noise maps, or new ones."""
+        config, maps, shape = self.config, [], self._latent_shape(pixels)
+        if self.fresh_noise and self.training:
+            drawn = fresh_maps((len(pixels), *shape), count=config.noises, device=pixels.device)
+        else:
+            drawn = seeded_maps(shape, seed=config.seed, count=config.noises)
+        for noise, sampling in drawn:
             clean = latents(self.vae, pixels, sampling if config.latents == "sample" else None)
             maps.append(noised(clean, noise, config.noise_step, self.scheduler))
         return torch.stack(maps, dim=1)

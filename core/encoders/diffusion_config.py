@@ -66,6 +66,8 @@ class DiffusionVisionConfig(PreTrainedConfig):
         image_mean, image_std: how `pixel_values` are normalised; the default is the range [-1, 1].
         clip_mean, clip_std, resize: what CLIP gets; resize is "bicubic" (antialiased) or "bilinear".
         text_length: tokens of the empty text's embedding.
+        positions_std: of the positional encodings' start. The paper gives none; the released code has 1, but adds them
+            behind its projector, where eq. 4 adds them to the features themselves, which 0.02 leaves as they are.
         caption_positions, released_width: layout of the published weights, see `core.encoders.released`.
     """
 
@@ -96,6 +98,7 @@ class DiffusionVisionConfig(PreTrainedConfig):
     text_length: int = 77
     caption_positions: bool = False
     released_width: int | None = None
+    positions_std: float = 0.02
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:

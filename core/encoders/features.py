@@ -58,8 +58,16 @@ def seeded_maps(shape: tuple[int, int, int], *, seed: int, count: int) -> Iterat
         yield torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
+def fresh_maps(
+    shape: tuple[int, int, int, int], *, count: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`count` times float32 maps (noise, latent noise) of `shape` (b, c, h, w) from the device's own random stream."""
+    for _ in range(count):
+        yield torch.randn(shape, device=device), torch.randn(shape, device=device)
+
+
 def latents(
-    vae: nn.Module, pixels: Float[Tensor, "b 3 H W"], sampling: Float[Tensor, "c h w"] | None
+    vae: nn.Module, pixels: Float[Tensor, "b 3 H W"], sampling: Float[Tensor, "*b c h w"] | None
 ) -> Float[Tensor, "b c h w"]:
     """Scaled VAE latents of pixels in [-1, 1]: the posterior's mean, or with `sampling` noise a sample of it."""
     posterior = vae.encode(pixels).latent_dist
@@ -70,8 +78,8 @@ def latents(
 
 
 def noised(
-    clean: Float[Tensor, "b c h w"], noise: Float[Tensor, "c h w"], step: int, scheduler
+    clean: Float[Tensor, "b c h w"], noise: Float[Tensor, "*b c h w"], step: int, scheduler
 ) -> Float[Tensor, "b c h w"]:
-    """Latents at a noise step; every sample gets the same noise map."""
+    """Latents at a noise step; every sample gets the noise map, or its own of as many as there are samples."""
     same = noise.to(clean).expand_as(clean)
     return scheduler.add_noise(clean, same, torch.tensor([step], device=clean.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from core.errors import GroundingError
 from core.prompts import IMAGE
 
 SQUARES = ("crop", "pad")
+PIXELS = (  # what an image processor does, apart from padding
+    *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
 
 
 def llava_config(vision_config: Any, text_config: Any, *, image_token_id: int, **options: Any) -> Any:
@@ -54,7 +59,8 @@ def llava_processor(
         vision_config: as above; its image_size, patch_size, image_mean and image_std (CLIP's own have none: CLIP's)
             are used.
         tokenizer: the language model's, with the image token.
-        square: "pad" pads to a square with the mean colour as LLaVA-1.5 trains, "crop" crops the centre.
+        square: "pad" pads to a square with the mean colour, as LLaVA-1.5 does from stage 2 on; "crop" resizes the
+            shorter edge and crops the centre, as in its stage 1.
         chat_template: Jinja template; None for the tokenizer's.
         mean, std: another normalisation than the encoder takes it for; only the published weights were trained so.
 
@@ -63,8 +69,7 @@ def llava_processor(
     """
     from transformers import CLIPImageProcessor, LlavaImageProcessor, LlavaProcessor
 
-    if square not in SQUARES:
-        raise GroundingError(f"unknown square {square!r}; use one of {', '.join(SQUARES)}")
+    _check_square(square)
     side = vision_config.image_size
     options = {
         "size": {"shortest_edge": side},
@@ -102,6 +107,37 @@ def llava_tokenizer(language_model: str | Path) -> Any:
         tokenizer.init_kwargs["legacy"] = tokenizer.legacy
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     return tokenizer
+
+
+def with_square(processor: Any, square: str) -> Any:
+    """The LlavaProcessor with another way to a square: itself where that is its way, or else a copy.
+
+    Args:
+        processor: of any LLaVA; what its image processor does apart from padding stays.
+        square: "pad" pads with the mean colour before anything else; "crop" does not pad, so that CLIP's processor
+            crops the centre.
+
+    Raises:
+        GroundingError: another `square`.
+
+    Source: `image_aspect_ratio` "pad" and "square" of LLaVA's training and evaluation.
+    """
+    from transformers import LlavaImageProcessor, LlavaImageProcessorPil
+
+    _check_square(square)
+    before = processor.image_processor
+    if bool(getattr(before, "do_pad", False)) == (square == "pad"):
+        return processor
+    kind = LlavaImageProcessorPil if getattr(before, "backend", "") == "pil" else LlavaImageProcessor
+    options = {name: getattr(before, name, None) for name in PIXELS}
+    changed = copy(processor)
+    changed.image_processor = kind(do_pad=square == "pad", **options)
+    return changed
+
+
+def _check_square(square: str) -> None:
+    if square not in SQUARES:
+        raise GroundingError(f"unknown square {square!r}; use one of {', '.join(SQUARES)}")
 
 
 def _is_clip(vision_config: Any) -> bool:

@@ -39,7 +39,8 @@ def compat_options(settings: dict[str, Any], *, width: int, seed: int = 0) -> di
       as they are, and CLIP gets them un-normalised by 0.5/0.5 and normalised again. The weights were trained so.
     - The VAE's latents are sampled; ours with a seed, theirs without.
     - CLIP's input is resized bilinearly, without antialiasing.
-    - The captioner's words have positions, and PE is added behind the projector instead of before it.
+    - The captioner's words have positions, and PE is added behind the projector instead of before it; where training
+      begins anew, both begin as standard normal numbers.
 
     Args:
         settings: the checkpoint's config.json (its `mm_vision_*` values; published defaults where one is absent).
@@ -58,6 +59,7 @@ def compat_options(settings: dict[str, Any], *, width: int, seed: int = 0) -> di
         "image_size": int(settings.get("mm_vision_resolution", 384)),
         "caption_positions": positions,
         "positional_encoding": positions,
+        "positions_std": 1.0,
         "released_width": width,
         "latents": "sample",
         "resize": "bilinear",

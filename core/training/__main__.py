@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from core.errors import GroundingError
-from core.training.recipes import Recipe, stage_recipe
+from core.training.recipes import RECIPES, Recipe, stage_recipe
 from core.training.run import RunOptions, train
 
 
@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
 
         print(merge_sharded(options.output))
         return
-    recipe = stage_recipe(options.stage, **_given(options, Recipe))
+    recipe = _recipe(options)
     where = RunOptions(**_given(options, RunOptions))
     if options.dry_run:
         from core.training.dry_run import dry_run
@@ -51,6 +51,10 @@ def _run(options: argparse.Namespace) -> None:
         print(dry_run(options.model, options.data, recipe=recipe, options=where, images=options.images, rate=rate))
         return
     print(train(options.model, options.data, options.output, recipe=recipe, options=where, images=options.images))
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    return stage_recipe(options.stage, options.recipe, **_given(options, Recipe))
 
 
 def _given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -64,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m core.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stage", type=int, choices=(1, 2), default=1, help="1: projector; 2: instruction tuning")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="paper", help="llava_1_5: LLaVA's public scripts")
     parser.add_argument("--model", help="checkpoint of LLaVA to start from: directory, hub id or 'embedded'")
     parser.add_argument("--data", type=Path, help="LLaVA-format JSON")
     parser.add_argument("--images", type=Path, help="folder of the pictures (default: images beside the JSON)")
@@ -71,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print parameters, tokens, memory and time, and stop")
     parser.add_argument("--rate", type=float, help="for --dry-run: TFLOP/s that one device reaches (default: timed)")
     parser.add_argument("--merge", action="store_true", help="make output/model of a run with sharded weights")
-    for title, kind in (("recipe (default: the paper's)", Recipe), ("run", RunOptions)):
+    for title, kind in (("changes to the recipe", Recipe), ("run", RunOptions)):
         group, hints = parser.add_argument_group(title), get_type_hints(kind)
         for field in fields(kind):
             name = f"--{field.name.replace('_', '-')}"

@@ -68,8 +68,13 @@ def assemble(
     return model.eval(), llava_processor(encoder.config, tokenizer, chat_template=TEMPLATES["vicuna_v1"])
 
 
-def renew(model: nn.Module, *, seed: int = 0) -> nn.Module:
+def renew(model: nn.Module, *, seed: int = 0, positions_std: float | None = None) -> nn.Module:
     """The model with new random weights, in place, in all that learns on its visual side: projector, captioner, PE.
+
+    Args:
+        model: LLaVA or DiffLMM.
+        seed: of the new weights.
+        positions_std: of PE's; None for the encoder's own.
 
     Raises:
         GroundingError: not a LLaVA-like model.
@@ -82,7 +87,7 @@ def renew(model: nn.Module, *, seed: int = 0) -> nn.Module:
         for name in visual_parts(model):
             for part in model.get_submodule(name).modules():
                 if isinstance(part, PositionalEncoding):
-                    nn.init.normal_(part.weight, std=part.std)
+                    nn.init.normal_(part.weight, std=part.std if positions_std is None else positions_std)
                 elif hasattr(part, "reset_parameters"):
                     part.reset_parameters()
     return model
@@ -92,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0 if it went well, 2 if the input was at fault."""
     options = _parser().parse_args(arguments)
     names = ("noise_step", "up_block", "image_size", "implicit_captioner", "concat_clip", "positional_encoding")
+    names += ("positions_std",)
     try:
         write_start(
             options.output,
@@ -127,12 +133,13 @@ def write_start(
         model: LLaVA or DiffLMM whose projector (captioner, positions) begins anew; or else parts:
         language_model: directory or hub id of a causal language model.
         clip, diffusion: of the encoder, see `load_encoder`.
-        encoder: fields of `DiffusionVisionConfig`, with `diffusion` only.
+        encoder: fields of `DiffusionVisionConfig`, with `diffusion` only; of a model that begins anew, positions_std.
         seed: of all new weights.
         dtype: of the whole model.
 
     Raises:
-        GroundingError: neither a model nor parts, or both; a part that cannot be loaded.
+        GroundingError: neither a model nor parts, or both; a part that cannot be loaded; a model with other fields of
+            the encoder.
     """
     from core.checkpoints import load_checkpoint
 
@@ -141,11 +148,17 @@ def write_start(
             f"start from a model ({model!r}) or from a language model ({language_model!r}) with CLIP and diffusion "
             f"({clip!r}, {diffusion!r}): give one of the two"
         )
+    encoder = dict(encoder or {})
     if model:
+        std = encoder.pop("positions_std", None)
+        if encoder:
+            raise GroundingError(
+                f"{', '.join(sorted(encoder))} belong to an encoder put together from parts; {model!r} has its encoder"
+            )
         network, processor = load_checkpoint(model, device="cpu", dtype=dtype)
-        network = renew(network, seed=seed)
+        network = renew(network, seed=seed, positions_std=std)
     else:
-        tower = load_encoder(clip, diffusion, seed=seed, dtype=dtype, **(encoder or {}))
+        tower = load_encoder(clip, diffusion, seed=seed, dtype=dtype, **encoder)
         network, processor = assemble(language_model, tower, seed=seed, dtype=dtype)
     network.save_pretrained(output)
     processor.save_pretrained(output)
@@ -202,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--noise-step", type=int, help="with --diffusion (default: 100)")
     parser.add_argument("--up-block", type=int, help="with --diffusion, counted from 1 (default: 2)")
     parser.add_argument("--image-size", type=int, help="of DiffLMM's pictures, pixels (default: 384)")
+    parser.add_argument("--positions-std", type=float, help="of the positional encodings' start (default: 0.02)")
     for name in ("implicit-captioner", "concat-clip", "positional-encoding"):
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help="with --diffusion (default: on)")
     return parser

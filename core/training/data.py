@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from core.errors import GroundingError
-from core.images import load_image, pad_to_square
+from core.images import load_image
 from core.prompts import IMAGE
 from core.training.templates import IGNORE, tokenize
 
@@ -37,8 +37,8 @@ class Sample:
 
     @property
     def length(self) -> int:
-        """Words of all turns, the measure by which samples are grouped."""
-        return sum(len(text.split()) for turn in self.turns for text in turn if text)
+        """Words of all turns and the picture's mark, the measure by which samples are grouped as in LLaVA."""
+        return sum(len(text.split()) for turn in self.turns for text in turn if text) + (self.image is not None)
 
 
 def read_samples(path: str | Path, images: str | Path | None = None) -> list[Sample]:
@@ -109,7 +109,8 @@ class ConversationData(Dataset):
 
     Args:
         samples: from `read_samples`.
-        processor: the model's LlavaProcessor, whose image token is "<image>".
+        processor: the model's LlavaProcessor, whose image token is "<image>"; the dataset's own `processor` brings
+            pictures to a square as `pad` says.
         template, max_length, pad: as in `core.training.recipes.Recipe`.
         missing: "skip" notes an unreadable picture and goes on; "raise" stops.
         skipped: JSON-lines file that such records are noted in.
@@ -130,12 +131,14 @@ class ConversationData(Dataset):
         missing: str = "skip",
         skipped: Path | None = None,
     ):
+        from core.encoders.llava import with_square
+
         if missing not in MISSING:
             raise GroundingError(f"unknown missing {missing!r}; use one of {', '.join(MISSING)}")
-        self.samples, self.processor = samples, processor
-        self.template, self.max_length, self.pad = template, max_length, pad
+        self.samples, self.processor = samples, with_square(processor, "pad" if pad else "crop")
+        self.template, self.max_length = template, max_length
         self.missing, self.skipped = missing, skipped
-        self.blank, self.visual_tokens = blank_image(processor)
+        self.blank, self.visual_tokens = blank_image(self.processor)
         if self.visual_tokens >= max_length:
             raise GroundingError(
                 f"a picture has {self.visual_tokens} visual tokens, which do not fit into max_length {max_length}; "
@@ -177,11 +180,7 @@ class ConversationData(Dataset):
         )
 
     def _pixels(self, path: Path) -> torch.Tensor:
-        image = load_image(path)
-        if self.pad:
-            mean = self.processor.image_processor.image_mean
-            image = pad_to_square(image, tuple(int(channel * 255) for channel in mean))
-        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        return self.processor.image_processor(load_image(path), return_tensors="pt")["pixel_values"][0]
 
     def _note(self, sample: Sample, error: GroundingError) -> None:
         log.warning("record %r is skipped: %s", sample.id, error)

@@ -76,6 +76,8 @@ def merge_sharded(output: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     Raises:
         GroundingError: no such run, or it has not ended.
     """
+    from core.encoders.llava import with_square
+
     output = Path(output)
     trained = output / SHARDED
     if not (output / "recipe.json").is_file() or not trained.is_dir():
@@ -86,6 +88,7 @@ def merge_sharded(output: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     adopt_template(processor, recipe.template)
     model = prepare_stage(model, recipe)
     load_learnt(model, trained, [name for name, weight in model.named_parameters() if weight.requires_grad])
+    processor = with_square(processor, "pad" if recipe.pad else "crop")
     return _write(finished_model(model), processor, output / MODEL)
 
 

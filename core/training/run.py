@@ -28,9 +28,11 @@ STATE = "trainer_state.json"  # the last file of a complete checkpoint
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a stage runs; nothing here changes what is learnt, apart from rounding."""
+    """Where and how a stage runs; nothing here changes what is learnt, apart from rounding and the random draws of
+    dropout and fresh noise.
+    """
 
-    device_batch: int = 16  # samples per device and forward pass; the rest of a step is accumulated
+    device_batch: int = 16  # samples per device and forward pass at most; the rest of a step is accumulated
     device: str = "auto"  # or "cpu"
     gradient_checkpointing: bool = True  # less memory, a third more time
     workers: int = 4  # processes that read pictures; 0 reads in this one
@@ -65,8 +67,9 @@ def train(
         callbacks: further `transformers.TrainerCallback`s.
 
     Returns:
-        The directory `output/model`, which `load_lmm` and the next stage read. After a run with sharded weights (FSDP,
-        ZeRO-3) `core.training.export.merge_sharded` makes it. Its chat template is the recipe's template.
+        The directory `output/model`, which `load_lmm` and the next stage read; its processor has the recipe's chat
+        template and brings pictures to a square as this stage did. After a run with sharded weights (FSDP, ZeRO-3)
+        `core.training.export.merge_sharded` makes it.
 
     Raises:
         GroundingError: unreadable model or data; a batch that cannot be divided; `output` holds a run with another
@@ -94,12 +97,11 @@ def train(
         missing=options.missing,
         skipped=output / "skipped.jsonl",
     )
-    group = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     sampler = EpochSampler(
         [sample.length for sample in samples],
         [sample.image is not None for sample in samples],
-        batch=arguments.per_device_train_batch_size,
-        group=group if recipe.group else None,
+        batch=recipe.mean_over if recipe.loss_batch else arguments.per_device_train_batch_size,
+        group=recipe.batch if recipe.group else None,
         seed=recipe.seed,
     )
     checkpoint = last_checkpoint(output)
@@ -117,23 +119,29 @@ def train(
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=checkpoint)
-    return save_result(trainer, processor, output)
+    return save_result(trainer, dataset.processor, output)
 
 
 def training_arguments(recipe: Recipe, options: RunOptions, output: Path) -> Any:
     """`transformers.TrainingArguments` of a recipe on the devices at hand.
 
     Raises:
-        GroundingError: the batch is no multiple of what the devices take at once.
+        GroundingError: the batch, or what of it shares one mean of the loss, is no multiple of what the devices take at
+            once.
     """
     from transformers import TrainingArguments
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    device_batch = min(options.device_batch, max(recipe.batch // world, 1))
+    device_batch = min(options.device_batch, max(recipe.batch // world, 1), recipe.mean_over)
     if recipe.batch % (device_batch * world):
         raise GroundingError(
             f"a batch of {recipe.batch} cannot be divided into {device_batch} samples on each of {world} devices; "
             "change device_batch or the recipe's batch"
+        )
+    if recipe.loss_batch and recipe.mean_over % device_batch:
+        raise GroundingError(
+            f"a mean over {recipe.mean_over} samples cannot be divided into {device_batch} on a device; change "
+            "device_batch or the recipe's loss_batch"
         )
     known = TrainingArguments.__dataclass_fields__
     name = (

@@ -7,45 +7,66 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-POOL = 50  # batches that are sorted by length together, as in transformers' LengthGroupedSampler
-
 
 def grouped_order(
     lengths: list[int], has_image: list[bool], *, batch: int, group: int, generator: torch.Generator
 ) -> list[int]:
-    """Every index once, so that batches hold one modality and similar lengths.
+    """Every index once, so that an optimiser step holds one modality, and its batches about as many words each.
+
+    Steps are drawn without regard to length, so that one has about as many words as another; the samples of a step are
+    sorted by length and dealt to its batches, each to the one with the fewest words so far.
 
     Args:
         lengths: of the samples.
         has_image: their modality.
-        batch: samples per device and forward pass: each run of `batch` indices is one.
-        group: samples per optimiser step, a multiple of `batch`; whole groups hold one modality, so all devices do the
-            same work in a step.
+        batch: samples of a batch: each run of `batch` indices is one.
+        group: samples of an optimiser step, a multiple of `batch`.
         generator: on the CPU.
 
     Returns:
-        The indices: whole groups in random order, then what is left of both modalities. At most one batch of an epoch
-        is mixed.
+        The indices: whole steps in random order; then what is left of both modalities together, in the data's order.
+        Of a single modality the steps stay in the order in which they were drawn.
 
-    Source: LLaVA's `get_modality_length_grouped_indices`, which sorts within a group; here the lengths of `POOL` groups
-    are sorted together.
+    Source: LLaVA's `get_modality_length_grouped_indices`, whose batches are those of one device, and whose steps are
+    its megabatches: devices x accumulation steps x batch. With the same generator the order is the same, but for data
+    without any picture, whose lengths it takes as negative.
     """
-    groups: list[list[int]] = []
-    left: list[list[int]] = []
-    for modality in (True, False):
-        members = torch.tensor(
-            [number for number, image in enumerate(has_image) if image is modality], dtype=torch.int64
-        )
-        shuffled = members[torch.randperm(len(members), generator=generator)].tolist()
-        whole = len(shuffled) // group * group
-        for start in range(0, whole, POOL * group):
-            pool = sorted(shuffled[start : min(start + POOL * group, whole)], key=lambda i: lengths[i], reverse=True)
-            groups += [pool[first : first + group] for first in range(0, len(pool), group)]
-        left.append(sorted(shuffled[whole:], key=lambda i: lengths[i], reverse=True))
-    order = [index for place in torch.randperm(len(groups), generator=generator).tolist() for index in groups[place]]
-    full = [len(rest) // batch * batch for rest in left]
-    order += [index for rest, count in zip(left, full, strict=True) for index in rest[:count]]
-    return order + [index for rest, count in zip(left, full, strict=True) for index in rest[count:]]
+    steps = [
+        _steps([number for number, image in enumerate(has_image) if image is kind], lengths, batch, group, generator)
+        for kind in (True, False)
+        if kind in has_image
+    ]
+    if len(steps) < 2:
+        return [number for kind in steps for step in kind for number in step]
+    whole = [step for kind in steps for step in kind[:-1]]
+    left = sorted(number for kind in steps for number in kind[-1])
+    shuffled = torch.randperm(len(whole), generator=generator).tolist()
+    return [number for place in shuffled for number in whole[place]] + left
+
+
+def _steps(
+    members: list[int], lengths: list[int], batch: int, group: int, generator: torch.Generator
+) -> list[list[int]]:
+    """The members in random steps of `group`, each dealt to its batches."""
+    shuffled = [members[place] for place in torch.randperm(len(members), generator=generator).tolist()]
+    return [
+        _dealt(shuffled[start : start + group], lengths, hands=group // batch)
+        for start in range(0, len(shuffled), group)
+    ]
+
+
+def _dealt(step: list[int], lengths: list[int], *, hands: int) -> list[int]:
+    """The step's samples hand by hand; in turn where they cannot be divided evenly."""
+    order = sorted(step, key=lambda number: lengths[number], reverse=True)
+    if len(order) % hands:
+        return [number for first in range(hands) for number in order[first::hands]]
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    words = [0] * hands
+    for number in order:
+        hand = min((one for one in range(hands) if len(dealt[one]) < len(order) // hands), key=words.__getitem__)
+        dealt[hand].append(number)
+        words[hand] += lengths[number]
+    return [number for hand in dealt for number in hand]
 
 
 class EpochSampler(Sampler):

@@ -44,7 +44,8 @@ def visual_parts(model: nn.Module) -> list[str]:
 def prepare_stage(model: nn.Module, recipe: Recipe) -> Any:
     """The model with the right parts trainable (float32) and everything else frozen, in place.
 
-    A vision tower in which nothing learns runs without gradients from then on.
+    A vision tower in which nothing learns runs without gradients from then on; a diffusion encoder draws its noise in
+    training as the recipe says, of which its configuration keeps nothing.
 
     Returns:
         The model itself without LoRA; with it a `PeftModel` with LoRA on all linear layers of the language model. The
@@ -58,6 +59,8 @@ def prepare_stage(model: nn.Module, recipe: Recipe) -> Any:
     visual = [model.get_submodule(name) for name in visual_parts(model)]
     tower = model.get_submodule(TOWER)
     model.requires_grad_(False)
+    if hasattr(tower, "fresh_noise"):
+        tower.fresh_noise = recipe.noise == "fresh"
     if recipe.lora_rank:
         from peft import LoraConfig, get_peft_model
 

@@ -6,10 +6,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from core.training.export import load_learnt, save_learnt
 from core.training.loss_log import append_loss, rewind
 from core.training.recipes import Recipe
 from core.training.stages import parameter_groups
+from core.training.templates import IGNORE
+
+DIVISOR = "loss_divisor"  # of one device batch, beside its inputs
 
 
 def build_trainer(
@@ -30,7 +37,7 @@ def build_trainer(
         model: from `core.training.stages.prepare_stage`.
         arguments: `transformers.TrainingArguments`.
         data, collator, sampler: dataset, collate function and `EpochSampler`.
-        recipe: gives the learning rates.
+        recipe: gives the learning rates, and over how many samples the loss is a mean.
         losses: file of the loss log.
         checkpoint: directory of the checkpoint that the run goes on from.
         progress: show a bar; one of plain text, which logs and exported notebooks keep.
@@ -50,12 +57,24 @@ def build_trainer(
     return trainer
 
 
+def loss_divisors(counts: Int[Tensor, " n"], *, batches: int) -> Int[Tensor, " n"]:
+    """What the summed loss of each batch is divided by, so that a step's loss is the mean of means.
+
+    Args:
+        counts: answer tokens of the step's batches, in the order of the samples.
+        batches: how many consecutive ones share a mean; the last may have fewer.
+    """
+    place = torch.arange(len(counts), device=counts.device) // batches
+    means = int(place[-1]) + 1
+    return (torch.zeros(means, dtype=counts.dtype, device=counts.device).index_add(0, place, counts) * means)[place]
+
+
 @cache
 def _trainer_class() -> type:
     from transformers import Trainer
 
     class StageTrainer(Trainer):
-        """Trainer whose batches come from `self.sampler` and whose learning rates come from `self.recipe`.
+        """Trainer whose batches come from `self.sampler`, and whose learning rates and means from `self.recipe`.
 
         Checkpoints hold the learnt weights only, under the model's own names, whether the weights are sharded or not.
         """
@@ -70,7 +89,19 @@ def _trainer_class() -> type:
                 self.optimizer = kind(parameter_groups(model, self.recipe), **options)
             return self.optimizer
 
+        def get_batch_samples(self, *given: Any, **options: Any) -> tuple[list, Any]:
+            batches, count = super().get_batch_samples(*given, **options)
+            if self.recipe.loss_batch and batches:
+                learnt = torch.stack([(batch["labels"][:, 1:] != IGNORE).sum() for batch in batches])
+                every = self.accelerator.gather(learnt.to(self.args.device)).view(-1, len(batches))
+                size = self.recipe.mean_over // self.args.per_device_train_batch_size
+                divisors = loss_divisors(every.T.flatten(), batches=size).view_as(every.T).T  # batches go round devices
+                for batch, divisor in zip(batches, divisors[self.args.process_index], strict=True):
+                    batch[DIVISOR] = divisor
+            return batches, count
+
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+            num_items_in_batch = inputs.pop(DIVISOR, num_items_in_batch)
             if num_items_in_batch is not None:  # 0 where every sample of the step is unreadable: no loss, not NaN
                 num_items_in_batch = max(num_items_in_batch, num_items_in_batch * 0 + 1)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
