@@ -12,10 +12,8 @@ scale per map: what equation 3 leaves is exactly the residuals, which float16 of
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -25,14 +23,13 @@ from einops import reduce
 from torch import Tensor
 
 from core.atomic import TEMPORARY, remove_stale, write_atomically
+from core.claim import claim, read_claim, read_object
 from core.errors import GroundingError
 from core.generation import Generation
 from core.geometry import View
 from core.phrases import Phrase
 from core.pipeline import Grounding
-from core.provenance import package_versions
 
-FORMAT = 1
 LONGEST_NAME = 200  # bytes of an encoded id; file systems allow 255 with our endings
 
 
@@ -70,29 +67,16 @@ class RunStore:
             raise GroundingError(
                 f"no run at {self.directory} (run.json is missing); give the configuration to start one"
             )
-        if config is not None:
-            self._start(_as_json(config), overwrite)
-        self.provenance: dict[str, Any] = _read_json(self._about)
+        if config is None:
+            about = read_claim(self._about)
+        else:
+            drop = self._records if overwrite else None
+            about = claim(self._about, config, drop=drop, advice="overwrite=True to drop its records")
+        self.provenance: dict[str, Any] = about
         self.config: dict[str, Any] = self.provenance["config"]
         self._records.mkdir(exist_ok=True)
         remove_stale(self._records)
         remove_stale(self.directory)
-
-    def _start(self, config: dict[str, Any], overwrite: bool) -> None:
-        if self._about.is_file():
-            before = _read_json(self._about)["config"]
-            if before == config:
-                return
-            if not overwrite:
-                raise GroundingError(
-                    f"the run at {self.directory} has another configuration: {_differences(before, config)}. "
-                    "Use another directory, or overwrite=True to drop its records"
-                )
-            shutil.rmtree(self._records, ignore_errors=True)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        created, versions = datetime.now(UTC).isoformat(), package_versions()
-        about = {"format": FORMAT, "created": created, "config": config, "versions": versions}
-        write_atomically(self._about, json.dumps(about, indent=2).encode())
 
     def done(self, *, errors: bool = True) -> set[str]:
         """Ids that have a record; without those that hold an error if `errors` is False."""
@@ -102,7 +86,8 @@ class RunStore:
         """Message of every id that could not be grounded."""
         grounded = set(self._ids(".safetensors"))
         failed = [id for id in self._ids(".json") if id not in grounded]
-        return {id: _read_json(self._path(id, ".json"))["error"] for id in failed}
+        found = {id: read_object(self._path(id, ".json"), advice="delete the file and run again") for id in failed}
+        return {id: content.get("error", "no reason is kept") for id, content in found.items()}
 
     def write(self, id: str, grounding: Grounding) -> None:
         """Keep a grounding, on disk when this returns; it replaces an earlier record of the same id.
@@ -236,22 +221,3 @@ def _expand(name: str, tensors: dict[str, Tensor]) -> Tensor | None:
     if f"{name}.mean" not in tensors:
         return None
     return tensors[f"{name}.mean"] + tensors[f"{name}.residuals"].to(torch.float32) * tensors[f"{name}.scale"]
-
-
-def _as_json(config: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(config))
-    except TypeError as error:
-        raise GroundingError(f"a run's configuration must be JSON values (text, numbers, lists): {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise GroundingError(f"{path} is damaged ({error}); restore it, or use another directory") from error
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)

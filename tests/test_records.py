@@ -114,7 +114,7 @@ def test_the_run_says_what_it_was(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_unless_it_may_overwrite(tmp_path: Path) -> None:
     store(tmp_path).write("a", grounding())
     with pytest.raises(
-        GroundingError, match=r"another configuration: seed was 1, is 2; view was None, is 'base'"
+        GroundingError, match=r"other settings: seed 1 then, 2 now; view absent then, 'base' now"
     ) as error:
         store(tmp_path, seed=2, view="base")
     assert "overwrite=True" in str(error.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.checkpoints import load_checkpoint
+from core.claim import read_claim
 from core.errors import GroundingError
 from core.training.recipes import Recipe
 from core.training.stages import finished_model, prepare_stage
@@ -79,7 +79,7 @@ def merge_sharded(output: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     trained = output / SHARDED
     if not (output / "recipe.json").is_file() or not trained.is_dir():
         raise GroundingError(f"{str(output)!r} holds no ended run with sharded weights; nothing to merge")
-    settings = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
+    settings = read_claim(output / "recipe.json")["config"]
     model, processor = load_checkpoint(settings["model"], device="cpu", dtype=dtype)
     model = prepare_stage(model, Recipe(**settings["recipe"]))
     load_learnt(model, trained, [name for name, weight in model.named_parameters() if weight.requires_grad])
