@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from core.errors import GroundingError
 from core.generation import Generation
 from core.geometry import View, map_to_pixels
 from core.images import load_image
-from core.masks import MASK_CHOICES, Masks, Segmenter, choose, encode_rle
+from core.masks import MASK_CHOICES, Masks, Segmenter, encode_chosen
 from core.phrases import Phrase, find_phrases, pipeline_name
 from core.points import PIXELS_AT_ONCE, prompt_points
 
@@ -49,6 +49,7 @@ class Grounding:
             segmenter.
         scores: float32 [p, m], Segment Anything's estimate of each mask's IoU.
         settings: every option of `ground` by name, with the segmenter's and the spaCy pipeline's names.
+        measured: further tensors by name, see `measure` of `core.run.ground_dataset`.
     """
 
     image_size: tuple[int, int]
@@ -59,6 +60,7 @@ class Grounding:
     masks: tuple[tuple[dict, ...], ...]
     scores: Float[Tensor, "p m"]
     settings: dict[str, Any]
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def attend_and_segment(
@@ -254,12 +256,7 @@ def _segment(
         parts = segmenter.predict_in_parts(points)
     else:
         parts = _from_maps(maps, view, segmenter, settings)
-    codes, scores = [], []
-    for part in parts:
-        chosen = choose(part, settings["mask_choice"])
-        codes += [tuple(encode_rle(mask) for mask in masks) for masks in chosen.masks]
-        scores.append(chosen.scores)
-    return tuple(codes), torch.cat(scores)
+    return encode_chosen(parts, settings["mask_choice"])
 
 
 def _from_maps(maps: Tensor, view: View, segmenter: Segmenter, settings: dict[str, Any]) -> Iterator[Masks]:
