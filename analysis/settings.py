@@ -208,10 +208,10 @@ def bundled_photographs(number: int) -> dict[str, Path]:
     return {path.stem: path for path in found[:number]}
 
 
-def describe_run(store: Any, ids: Iterable[str]) -> str:
-    """How many of the images have a grounded answer, and why others have none."""
+def describe_run(store: Any, ids: Iterable[str], what: str = "a grounded answer") -> str:
+    """How many of the images have a record, and why others have none."""
     wanted = list(ids)
     held, errors = set(store.ids()), store.errors()
     failed = [f"{record_id}: {errors[record_id]}" for record_id in wanted if record_id in errors]
     told = f"; {len(failed)} could not be used ({'; '.join(failed[:3])})" if failed else ""
-    return f"{len(held.intersection(wanted))} of {len(wanted)} images have a grounded answer{told}."
+    return f"{len(held.intersection(wanted))} of {len(wanted)} images have {what}{told}."

@@ -40,7 +40,7 @@ PROMISED = {
     "head_layer_heatmaps": {
         "figures": ["mean_map", "head_maps", "head_accuracy"],
         "tables": ["head_accuracy"],
-        "records": ["0.npz", "config.json"],
+        "records": ["records/0.safetensors", "run.json"],
     },
     "normalization_effects": {
         "figures": ["tokens_before", "mean_map", "tokens_after", "normalization_point_accuracy"],
@@ -50,7 +50,7 @@ PROMISED = {
     "pilot_study": {
         "figures": ["pilot_study_point_accuracy", "pilot_study_mask_scores"],
         "tables": ["table1_pilot_study", "caption_objects"],
-        "records": ["records/0.safetensors", "run.json", "random_point.jsonl"],
+        "records": ["records/0.safetensors", "run.json", "random_point/run.json", "random_point/records/0.safetensors"],
     },
     "table5_encoders": {
         "figures": ["table5_losses", "table5_curves"],
