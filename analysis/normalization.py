@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from analysis.scoring.coco import CocoDataset
-from analysis.scoring.matching import THRESHOLD, CategoryMatcher
-from analysis.scoring.metrics import Interval, difference_interval, per_image, point_hits, ratio_interval
-from analysis.scoring.random_point import phrase_chances
-from core.attention import NORMALIZATIONS, normalize, to_grid
+from analysis.scoring.matching import CategoryMatcher
+from analysis.scoring.metrics import Interval
+from analysis.scoring.phrases import difference, match_phrases, score_chance, score_points
+from core.attention import normalize, to_grid
 from core.generation import Generation
 from core.geometry import View
-from core.pipeline import phrase_maps
-from core.points import prompt_points
+from core.pipeline import Grounding, phrase_points
+
+KINDS = ("none", "sequence")  # without equation 3 and with it
 
 
 @dataclass(frozen=True)
@@ -75,27 +77,15 @@ def maps_reading(maps: TokenMaps) -> str:
     )
 
 
-def points_by_normalization(records: Iterable[tuple[str, Any]], *, aggregation: str = "mean") -> pd.DataFrame:
-    """Every phrase's prompt point with eq. 3 and without, recomputed from the recorded maps.
+def points_by_normalization(grounding: Grounding) -> Float[np.ndarray, "p 2 2"]:
+    """Every phrase's prompt point without eq. 3, then with it, recomputed from the recorded maps under the record's
+    other options.
 
     Returns:
-        One row per phrase: `image_id`, `phrase` (number), `root`, `text`, and x, y of each kind: `x_sequence`,
-        `y_sequence`, `x_none`, `y_none`; pixels of the original image.
+        (x, y) in pixels of the original image, of the kinds in the order of `KINDS`.
     """
-    rows = []
-    for record_id, grounding in records:
-        generation = grounding.generation
-        found = {}
-        for kind in NORMALIZATIONS:
-            maps = phrase_maps(generation, grounding.phrases, normalization=kind, aggregation=aggregation)
-            found[kind] = prompt_points(maps, generation.views[-1], grounding.image_size).tolist()
-        for number, phrase in enumerate(grounding.phrases):
-            row = {"image_id": record_id, "phrase": number, "root": phrase.root, "text": phrase.text}
-            for kind in NORMALIZATIONS:
-                row[f"x_{kind}"], row[f"y_{kind}"] = found[kind][number]
-            rows.append(row)
-    columns = ["image_id", "phrase", "root", "text", *(f"{axis}_{kind}" for kind in NORMALIZATIONS for axis in "xy")]
-    return pd.DataFrame(rows, columns=columns)
+    answer, options = (grounding.generation, grounding.phrases), grounding.options
+    return torch.stack([phrase_points(*answer, options=options, normalization=kind) for kind in KINDS], dim=1).numpy()
 
 
 @dataclass(frozen=True)
@@ -122,43 +112,32 @@ class NormalizationEffect:
 
 
 def normalization_effect(
-    points: pd.DataFrame,
+    records: Iterable[tuple[str, Grounding]],
     dataset: CocoDataset,
-    nlp: Any,
+    matcher: CategoryMatcher,
     *,
-    match_by: str = "head",
-    threshold: float = THRESHOLD,
     seed: int = 0,
 ) -> NormalizationEffect:
     """PAcc of both kinds of points for the phrases that match an annotated category, as in the pilot study.
 
     All numbers are nan where no phrase matched.
+
+    Args:
+        records: (image id, grounding) pairs.
+        dataset, matcher: the ground truth, and what matches phrases to its categories.
+        seed: of the bootstrap.
     """
-    matched = _match(points, dataset, CategoryMatcher(nlp, by=match_by, threshold=threshold))
-    sums = {}
-    for kind in NORMALIZATIONS:
-        where = matched.rename(columns={f"x_{kind}": "x", f"y_{kind}": "y"})
-        hits = pd.Series(point_hits(where, dataset), index=matched.index)
-        sums[kind], counts = per_image(hits, matched["image_id"], dataset)
+    found = match_phrases(records, dataset, matcher, points=points_by_normalization)
+    scores = score_points(found, dataset)
+    without, with_eq3 = KINDS.index("none"), KINDS.index("sequence")
     return NormalizationEffect(
-        without=ratio_interval(sums["none"], counts, seed=seed),
-        with_eq3=ratio_interval(sums["sequence"], counts, seed=seed),
-        difference=difference_interval((sums["none"], sums["sequence"]), (counts, counts), seed=seed),
-        chance=float(phrase_chances(matched, dataset).mean()),
-        n_phrases=len(matched),
+        without=scores.interval(without, seed=seed),
+        with_eq3=scores.interval(with_eq3, seed=seed),
+        difference=difference(scores, scores, (without, with_eq3), seed=seed),
+        chance=float(score_chance(found, dataset).means[0]),
+        n_phrases=len(scores.values),
         n_images=len(dataset),
     )
-
-
-def _match(points: pd.DataFrame, dataset: CocoDataset, matcher: CategoryMatcher) -> pd.DataFrame:
-    image_ids = [dataset.image(record_id).id for record_id in points["image_id"]]
-    found = [
-        matcher.best(phrase, dataset.annotated(image_id))[0]
-        for phrase, image_id in zip(points.itertuples(index=False), image_ids, strict=True)
-    ]
-    frame = points.assign(image_id=image_ids, category_id=pd.array(found, dtype="Int64"))
-    frame = frame[frame["category_id"].notna()]
-    return frame.assign(category_id=frame["category_id"].astype(int))
 
 
 def reading(effect: NormalizationEffect) -> str:

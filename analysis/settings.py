@@ -2,53 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from analysis.scoring.coco import CocoDataset, load_instances
-from analysis.scoring.matching import MATCHES, THRESHOLD
+from analysis.scoring.matching import CategoryMatcher
 from analysis.tables import Provenance
-from core.attention import AGGREGATIONS, NORMALIZATIONS
 from core.errors import GroundingError
-from core.masks import MASK_CHOICES
+from core.families.base import GEOMETRIES
+from core.lmm import load_lmm
+from core.options import GroundOptions
 
-GEOMETRIES = ("pad", "processor")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # bundled in scikit-image's wheel
-CHOICES = {
-    "geometry": GEOMETRIES,
-    "normalization": NORMALIZATIONS,
-    "aggregation": AGGREGATIONS,
-    "mask_choice": MASK_CHOICES,
-    "match_by": MATCHES,
-    "dtype": DTYPES,
-}
-AT_LEAST = {"n_images": 0, "max_new_tokens": 1, "seed": 0, "n_draws": 1}
+LOADING = tuple(signature(load_lmm).parameters)[1:]
+GENERATION = {"max_new_tokens": 512}
+Read = TypeVar("Read")
+
+
+def read_parameters(kind: type[Read], names: Mapping[str, Any]) -> Read:
+    """A dataclass of settings from a notebook's names: `settings = read_parameters(Settings, globals())`."""
+    return kind(**{each.name: names[each.name] for each in fields(kind) if each.name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The parameters that the notebooks share; each notebook sets those it has.
+    """The parameters that the notebooks share; each notebook declares those it has.
 
     Attributes:
         output_dir: folder of the records, figures and tables; made if it is not there.
         model, sam_checkpoint, spacy_model: "embedded", or what core's loaders take.
-        dataset: COCO `instances` JSON; "" = embedded validation scenes, drawn here.
-        images_dir: folder of its images; "" = `images` beside the JSON.
-        n_images: images to use; 0 = all of a given dataset or folder.
-        images: pictures without annotations instead of a dataset: a file or a folder.
+        data: a COCO `instances` JSON, or pictures without annotations (a file or a folder); "" = embedded validation
+            scenes, drawn here.
+        images_dir: folder of a dataset's images; "" = `images` beside the JSON.
+        n_images: images to use, the first so many; 0 = all of given data.
+        prompt: what the model is asked.
         answer: text to ground instead of the model's own answer; "" lets the model answer.
-        prompt, max_new_tokens, template: of the conversation; "" keeps the model's own template.
-        geometry: "pad" to a square as the paper does, or the "processor"'s own.
-        normalization, aggregation, mask_choice: as in `core.attend_and_segment`.
-        match_by, category_threshold: as in `analysis.pilot_study.table.CategoryMatcher`.
-        n_draws: random points per category behind the baseline's PAcc.
+        generation: of the answer: `max_new_tokens` (512) and further options of `LMM.generate` (`do_sample`, `system`).
+        preset, options: how answers are grounded: a name in `core.PRESETS`, and fields of `core.GroundOptions` that
+            differ from it.
+        loading: options of `core.load_lmm` (device, dtype, geometry, template, revision, device_map,
+            attn_implementation, quantization); geometry is "pad" unless given, as in the paper.
+        matching: of phrases to categories, see `analysis.scoring.matching.CategoryMatcher` (`by`, `threshold`).
         seed: of the scenes, the random points and the bootstrap.
-        device, dtype: where and in what precision the model runs.
 
     Raises:
         GroundingError: a value that cannot be used; the message says which values can.
@@ -58,106 +59,164 @@ class Settings:
     model: str = "embedded"
     sam_checkpoint: str = "embedded"
     spacy_model: str = "embedded"
-    dataset: str = ""
+    data: str = ""
     images_dir: str = ""
     n_images: int = 0
-    images: str = ""
-    answer: str = ""
     prompt: str = "Describe the image in detail."
-    max_new_tokens: int = 512
-    template: str = ""
-    geometry: str = "pad"
-    normalization: str = "sequence"
-    aggregation: str = "mean"
-    mask_choice: str = "last"
-    match_by: str = "head"
-    category_threshold: float = THRESHOLD
-    n_draws: int = 100
+    answer: str = ""
+    generation: dict[str, Any] = field(default_factory=dict)
+    preset: str = "paper"
+    options: dict[str, Any] = field(default_factory=dict)
+    loading: dict[str, Any] = field(default_factory=dict)
+    matching: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise GroundingError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
-        for name, lowest in AT_LEAST.items():
-            value = getattr(self, name)
+        self.ground_options()
+        self.matcher(nlp=None)
+        _check_names("loading", self.loading, LOADING)
+        for name, known in {"geometry": GEOMETRIES, "dtype": DTYPES}.items():
+            if self.loading.get(name, known[0]) not in known:
+                raise GroundingError(f"{name} is {self.loading[name]!r}; choose one of {', '.join(known)}")
+        limits = {"n_images": (self.n_images, 0), "seed": (self.seed, 0)}
+        for name, (value, lowest) in (limits | {"max_new_tokens": (self.max_new_tokens, 1)}).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise GroundingError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
-        if not -1 <= self.category_threshold <= 1:
-            raise GroundingError(f"category_threshold is {self.category_threshold}; cosine similarities lie in -1..1")
-        if not self.dataset and not self.images and self.n_images == 0:
-            raise GroundingError(
-                "n_images is 0 (all images), but the embedded scenes have no end; give a number, or a dataset"
-            )
+        if not self.data and self.n_images == 0:
+            raise GroundingError("n_images is 0 (all), but the embedded scenes have no end; give a number, or data")
         if not self.output_dir:
             raise GroundingError("output_dir is empty; give a folder for records, tables and figures")
         if not self.prompt.strip():
             raise GroundingError("prompt is empty; the paper asks 'Describe the image in detail.'")
+        if self.answer and set(self.generation) - set(GENERATION):
+            raise GroundingError(
+                f"a given answer is not generated, so {sorted(self.generation)} have no effect; leave generation empty"
+            )
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)
 
     def path(self, *parts: str) -> Path:
         """A path under the output directory."""
         return Path(self.output_dir, *parts)
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest answer in tokens."""
+        return (GENERATION | self.generation)["max_new_tokens"]
+
     def open_dataset(self) -> CocoDataset:
         """The dataset asked for; embedded scenes are drawn into the output directory.
 
         Raises:
-            GroundingError: the dataset cannot be read.
+            GroundingError: the dataset cannot be read, or the data are pictures without annotations.
         """
-        if self.dataset:
-            return load_instances(self.dataset, self.images_dir, n_images=self.n_images)
+        if self.data:
+            if Path(self.data).suffix.lower() in PICTURES or Path(self.data).is_dir():
+                raise GroundingError(
+                    f"data is {self.data!r}, pictures alone; this notebook needs a COCO instances JSON"
+                )
+            return load_instances(self.data, self.images_dir, n_images=self.n_images)
         from embedded.scenes.dataset import write_dataset
 
         folder = self.path("data", f"val-seed{self.seed}")
         return load_instances(write_dataset(folder, split="val", n=self.n_images, seed=self.seed))
 
     def open_pictures(self, *, photographs: int = 0) -> dict[str, Path]:
-        """Pictures by name: those of `images`, or embedded scenes; then so many of scikit-image's photographs.
+        """Pictures by name: those of `data`, or embedded scenes; then so many of scikit-image's photographs.
 
         Raises:
-            GroundingError: nothing at `images`, or photographs are asked for and scikit-image is not installed.
+            GroundingError: nothing at `data`, or photographs are asked for and scikit-image is not installed.
         """
-        if self.images:
-            found = find_pictures(self.images, limit=self.n_images)
+        if self.data and Path(self.data).suffix.lower() != ".json":
+            found = find_pictures(self.data, limit=self.n_images)
         else:
-            found = {f"scene_{record_id}": path for record_id, path in self.open_dataset().items()}
+            found = {f"{self.picture_kind}_{record_id}": path for record_id, path in self.open_dataset().items()}
         return found | bundled_photographs(photographs)
+
+    @property
+    def picture_kind(self) -> str:
+        """What a dataset's pictures are called before their numbers."""
+        return "image" if self.data else "scene"
 
     def data_name(self) -> str:
         """The data in words, for tables."""
-        return Path(self.dataset or self.images).stem or f"embedded scenes (val, seed {self.seed})"
+        return Path(self.data).stem or f"embedded scenes (val, seed {self.seed})"
 
     def lmm_options(self) -> dict[str, Any]:
         """Keyword arguments of `core.load_lmm`."""
-        options = {"device": self.device, "dtype": self.dtype, "geometry": self.geometry}
-        return options | ({"template": self.template} if self.template else {})
+        return {"geometry": "pad"} | self.loading
 
-    def ground_options(self) -> dict[str, Any]:
-        """Keyword arguments of `core.run.ground_dataset` that decide what the records hold."""
-        names = ("max_new_tokens", "normalization", "aggregation", "mask_choice")
-        return {name: getattr(self, name) for name in names}
+    def segmenter_options(self) -> dict[str, Any]:
+        """Keyword arguments of `core.load_segmenter`: it goes where the model goes."""
+        return {"device": self.loading.get("device", "auto")}
 
-    def provenance(self, n_images: int, *, segmented: bool = True, **extra: Any) -> Provenance:
-        """What made a table: model, data and the settings behind it; `segmented` is false for points alone."""
-        names = ["prompt", "answer", "geometry", "normalization", "aggregation"]
-        names += ["mask_choice", "sam_checkpoint"] if segmented else []
-        shown = {name: getattr(self, name) for name in [*names, "spacy_model", "seed"]} | extra
-        return Provenance(self.model, self.data_name(), n_images, shown)
+    def ground_options(self, **changes: Any) -> GroundOptions:
+        """The preset with this run's options.
 
-    def run_config(self, **loaded: Any) -> dict[str, Any]:
+        Raises:
+            GroundingError: an unknown preset, option or value.
+        """
+        return GroundOptions.of(self.preset, **self.options | changes)
+
+    def run_options(self, **changes: Any) -> dict[str, Any]:
+        """Keyword arguments of `core.ground_dataset` that decide what the records hold."""
+        further = {name: value for name, value in self.generation.items() if name not in GENERATION}
+        return {
+            "options": self.ground_options(**changes),
+            "max_new_tokens": self.max_new_tokens,
+            "generation_options": further,
+        }
+
+    def matcher(self, nlp: Any) -> CategoryMatcher:
+        """What matches phrases to categories.
+
+        Raises:
+            GroundingError: an unknown option or value.
+        """
+        _check_names("matching", self.matching, ("by", "threshold"))
+        return CategoryMatcher(nlp, **self.matching)
+
+    def provenance(self, n_images: int, *, segmented: bool = True, matched: bool = False, **extra: Any) -> Provenance:
+        """What made a table: model, data and the settings behind it.
+
+        Args:
+            segmented: false for points alone.
+            matched: phrases were matched to categories.
+            extra: further settings.
+        """
+        shown = {"prompt": self.prompt, "answer": self.answer} | GENERATION | self.generation | self.lmm_options()
+        shown |= {"preset": self.preset} | self.options
+        if segmented:
+            shown["sam_checkpoint"] = self.sam_checkpoint
+        if matched:
+            matcher = self.matcher(nlp=None)
+            shown |= {"match_by": matcher.by, "category_threshold": matcher.threshold}
+        return Provenance(
+            self.model, self.data_name(), n_images, shown | {"spacy_model": self.spacy_model, "seed": self.seed} | extra
+        )
+
+    def run_config(self, *, options: GroundOptions | None = None, **loaded: Any) -> dict[str, Any]:
         """The configuration of a run of records; `loaded` are `lmm`, `segmenter` and `nlp`."""
         from core.provenance import run_config
 
-        data = self.dataset or self.images or self.data_name()
-        options = self.ground_options() | {"data": data, "answer": self.answer}
-        return run_config(prompt=self.prompt, seed=self.seed, **options, **loaded)
+        return run_config(
+            prompt=self.prompt,
+            seed=self.seed,
+            options=self.ground_options() if options is None else options,
+            generation=GENERATION | self.generation,
+            data=self.data or self.data_name(),
+            answer=self.answer,
+            **loaded,
+        )
 
     def finish(self) -> Path:
         """Leave the marker that says that the notebook came to its end."""
         return mark_finished(self.output_dir)
+
+
+def _check_names(what: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise GroundingError(f"{what} has no {', '.join(unknown)}; it takes {', '.join(known)}")
 
 
 def mark_finished(output_dir: str | Path) -> Path:
@@ -208,10 +267,10 @@ def bundled_photographs(number: int) -> dict[str, Path]:
     return {path.stem: path for path in found[:number]}
 
 
-def describe_run(store: Any, ids: Iterable[str]) -> str:
-    """How many of the images have a grounded answer, and why others have none."""
+def describe_run(store: Any, ids: Iterable[str], what: str = "a grounded answer") -> str:
+    """How many of the images have a record, and why others have none."""
     wanted = list(ids)
     held, errors = set(store.ids()), store.errors()
     failed = [f"{record_id}: {errors[record_id]}" for record_id in wanted if record_id in errors]
     told = f"; {len(failed)} could not be used ({'; '.join(failed[:3])})" if failed else ""
-    return f"{len(held.intersection(wanted))} of {len(wanted)} images have a grounded answer{told}."
+    return f"{len(held.intersection(wanted))} of {len(wanted)} images have {what}{told}."

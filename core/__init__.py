@@ -8,6 +8,7 @@ the original image, `p` phrases, `s` prompt tokens, `b` batch. Points are (x, y)
 pixel centres, sizes are (H, W), layers and heads are counted from 0.
 """
 
+from core.attention import to_grid
 from core.errors import GroundingError
 from core.generation import Generation
 from core.geometry import View
@@ -38,4 +39,5 @@ __all__ = [
     "load_lmm",
     "load_nlp",
     "load_segmenter",
+    "to_grid",
 ]

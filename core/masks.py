@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -201,6 +201,17 @@ def choose(masks: Masks, how: str = "last") -> Masks:
     prompts = torch.arange(len(masks.scores))
     kept = masks.scores.argmax(1) if how == "best" else torch.full_like(prompts, masks.scores.shape[1] - 1)
     return Masks(masks.masks[prompts, kept][:, None], masks.scores[prompts, kept][:, None])
+
+
+def encode_chosen(parts: Iterable[Masks], how: str) -> tuple[tuple[tuple[dict, ...], ...], Float[Tensor, "p m"]]:
+    """What `choose` keeps of some prompts' masks, which come a few at a time: run-length codes and scores by prompt."""
+    codes: list[tuple[dict, ...]] = []
+    scores = []
+    for part in parts:
+        chosen = choose(part, how)
+        codes += [tuple(encode_rle(mask) for mask in masks) for masks in chosen.masks]
+        scores.append(chosen.scores)
+    return tuple(codes), torch.cat(scores) if scores else torch.zeros(0, MASK_CHOICES[how])
 
 
 def encode_rle(mask: Bool[Tensor, "H W"]) -> dict:

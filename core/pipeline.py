@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from core.errors import GroundingError
 from core.generation import Generation
 from core.geometry import View, map_to_pixels
 from core.images import load_image
-from core.masks import MASK_CHOICES, Masks, Segmenter, choose, encode_rle
+from core.masks import MASK_CHOICES, Masks, Segmenter, encode_chosen
 from core.options import GroundOptions
 from core.phrases import Phrase, find_phrases, first_tokens, pipeline_name
 from core.points import PIXELS_AT_ONCE, prompt_points
@@ -42,6 +42,7 @@ class Grounding:
         scores: float32 [p, m], Segment Anything's estimate of each mask's IoU.
         options: how it was grounded.
         segmenter, nlp: names of the segmenter and the spaCy pipeline; None where there was none.
+        measured: further tensors by name, see `measure` of `core.run.ground_dataset`.
     """
 
     image_size: tuple[int, int]
@@ -54,6 +55,7 @@ class Grounding:
     options: GroundOptions
     segmenter: str | None = None
     nlp: str | None = None
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def view(self) -> View:
@@ -150,7 +152,7 @@ def ground(
     if phrases is None:
         phrases = _said(generation, nlp, options)
     maps = phrase_maps(generation, phrases, options=options)
-    points = _points(generation, phrases, maps, options)
+    points = phrase_points(generation, phrases, options=options)
     masks, scores = _segment(picture, maps, points, view, segmenter, options)
     return Grounding(
         size,
@@ -178,6 +180,25 @@ def phrase_maps(
     attention = token_maps(generation, options=options)
     rows = [aggregate(attention, _tokens(phrase, attention, options), options.aggregation) for phrase in phrases]
     return torch.stack(rows) if rows else attention.new_zeros(0, attention.shape[1])
+
+
+def phrase_points(
+    generation: Generation, phrases: Sequence[Phrase], *, options: GroundOptions | str = "paper", **changes: Any
+) -> Float[Tensor, "p 2"]:
+    """Each phrase's prompt point, (x, y) in pixels of the original image; options as in `attend_and_segment`.
+
+    Raises:
+        GroundingError: as for `phrase_maps`; or no view of that name.
+    """
+    options = GroundOptions.of(options, **changes)
+    place = {"view": generation.view(options.view), "size": tuple(generation.image_size)}
+    place["remove_corners"] = options.remove_corners
+    if options.aggregation != "pixel_max" or not phrases:
+        return prompt_points(phrase_maps(generation, phrases, options=options), **place)
+    attention = token_maps(generation, options=options)
+    groups = [_tokens(phrase, attention, options) for phrase in phrases]
+    rows = attention[[token for group in groups for token in group]]
+    return prompt_points(rows, groups=[len(group) for group in groups], **place)
 
 
 def token_maps(
@@ -213,17 +234,6 @@ def _tokens(phrase: Phrase, attention: Tensor, options: GroundOptions) -> list[i
     return [min(token + options.token_offset, last) for token in phrase.tokens]
 
 
-def _points(generation: Generation, phrases: Sequence[Phrase], maps: Tensor, options: GroundOptions) -> Tensor:
-    view, size = generation.view(options.view), tuple(generation.image_size)
-    if options.aggregation != "pixel_max" or not phrases:
-        return prompt_points(maps, view, size, remove_corners=options.remove_corners)
-    attention = token_maps(generation, options=options)
-    groups = [_tokens(phrase, attention, options) for phrase in phrases]
-    rows = attention[[token for group in groups for token in group]]
-    lengths = [len(group) for group in groups]
-    return prompt_points(rows, view, size, remove_corners=options.remove_corners, groups=lengths)
-
-
 def _segment(
     picture: Image.Image,
     maps: Tensor,
@@ -242,12 +252,7 @@ def _segment(
         parts = segmenter.predict_in_parts(points)
     else:
         parts = _from_maps(maps, view, segmenter, options)
-    codes, scores = [], []
-    for part in parts:
-        chosen = choose(part, options.mask_choice)
-        codes += [tuple(encode_rle(mask) for mask in masks) for masks in chosen.masks]
-        scores.append(chosen.scores)
-    return tuple(codes), torch.cat(scores)
+    return encode_chosen(parts, options.mask_choice)
 
 
 def _from_maps(maps: Tensor, view: View, segmenter: Segmenter, options: GroundOptions) -> Iterator[Masks]:

@@ -1,186 +1,84 @@
-"""A run's records on disk: one file per image, written whole or not at all, so that a run can be killed and continued.
+"""A run's groundings on disk: `core.record_folder` with a grounding in each record.
 
-    <run>/run.json                      configuration, package versions, creation time
-    <run>/records/<id>.safetensors      a grounding: tensors, and the rest as JSON in the file's metadata
-    <run>/records/<id>.json             an image that could not be grounded: {"id", "error"}
-
-Ids are percent-encoded in file names. Attention is kept as its float32 mean over the answer plus float16 residuals
-with one float32
-scale per map: what equation 3 leaves is exactly the residuals, which float16 of the raw maps would lose.
+Attention is kept as its float32 mean over the answer plus float16 residuals with one float32 scale per map: what
+equation 3 leaves is exactly the residuals, which float16 of the raw maps would lose.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 import torch
 from einops import reduce
 from torch import Tensor
 
-from core.atomic import TEMPORARY, remove_stale, write_atomically
 from core.errors import GroundingError
 from core.generation import Generation
 from core.geometry import View
 from core.options import GroundOptions
 from core.phrases import Phrase
 from core.pipeline import Grounding
-from core.provenance import package_versions
+from core.record_folder import Record, RecordFolder
 
-FORMAT = 2
-LONGEST_NAME = 200  # bytes of an encoded id; file systems allow 255 with our endings
+MEASURED = "measured."
 
 
-class RunStore:
-    """The records of one run under one configuration.
+class RunStore(RecordFolder[Grounding]):
+    """The groundings of one run. Their attention comes back up to 1/2048 of each map's largest residual."""
 
-    Several processes may write to one store as long as each id is written by one of them.
-    """
+    kind = "grounding"
 
     def __init__(
         self,
         directory: str | Path,
-        config: dict[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
         *,
         overwrite: bool = False,
+        keep_maps: bool = True,
         keep_per_head: bool = False,
     ):
-        """Open a run, or create it.
+        """Open a run, or create it; `RecordFolder` describes the other arguments and what is refused.
 
         Args:
-            directory: the run's directory; made if absent.
-            config: everything that determines the results (model, revision, prompt, options, seed), as JSON values; see
-                `core.provenance.run_config`. None opens an existing run as it is.
-            overwrite: drop the records of another configuration.
+            keep_maps: keep the attention and the phrases' maps; without them groundings come back with k = 0, and
+                points, masks and what was measured are all that can be read.
             keep_per_head: also keep the maps of every layer and head (t * l * n * k values).
 
         Raises:
-            GroundingError: no run to open, a run with another configuration, or a configuration that is not JSON.
+            GroundingError: maps of every head are to be kept and others not, or what `RecordFolder` refuses.
         """
-        self.directory = Path(directory)
-        self.keep_per_head = keep_per_head
-        self._records = self.directory / "records"
-        self._about = self.directory / "run.json"
-        if config is None and not self._about.is_file():
-            raise GroundingError(
-                f"no run at {self.directory} (run.json is missing); give the configuration to start one"
-            )
-        if config is not None:
-            self._start(_as_json(config), overwrite)
-        self.provenance: dict[str, Any] = _read_json(self._about)
-        self.config: dict[str, Any] = self.provenance["config"]
-        self._records.mkdir(exist_ok=True)
-        remove_stale(self._records)
-        remove_stale(self.directory)
+        if keep_per_head and not keep_maps:
+            raise GroundingError("keep_per_head=True keeps maps, and keep_maps=False leaves them out; choose one")
+        super().__init__(directory, config, overwrite=overwrite)
+        self.keep_maps, self.keep_per_head = keep_maps, keep_per_head
 
-    def _start(self, config: dict[str, Any], overwrite: bool) -> None:
-        if self._about.is_file():
-            before = _read_json(self._about)["config"]
-            if before == config:
-                return
-            if not overwrite:
-                raise GroundingError(
-                    f"the run at {self.directory} has another configuration: {_differences(before, config)}. "
-                    "Use another directory, or overwrite=True to drop its records"
-                )
-            shutil.rmtree(self._records, ignore_errors=True)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        created, versions = datetime.now(UTC).isoformat(), package_versions()
-        about = {"format": FORMAT, "created": created, "config": config, "versions": versions}
-        write_atomically(self._about, json.dumps(about, indent=2).encode())
+    def pack(self, kept: Grounding) -> Record:
+        """A grounding as a record; views, phrases, masks and options are in the JSON."""
+        return _pack(kept, keep_maps=self.keep_maps, keep_per_head=self.keep_per_head)
 
-    def done(self, *, errors: bool = True) -> set[str]:
-        """Ids that have a record; without those that hold an error if `errors` is False."""
-        return set(self._ids(".safetensors")) | (set(self.errors()) if errors else set())
-
-    def errors(self) -> dict[str, str]:
-        """Message of every id that could not be grounded."""
-        grounded = set(self._ids(".safetensors"))
-        failed = [id for id in self._ids(".json") if id not in grounded]
-        return {id: _read_json(self._path(id, ".json"))["error"] for id in failed}
-
-    def write(self, id: str, grounding: Grounding) -> None:
-        """Keep a grounding, on disk when this returns; it replaces an earlier record of the same id.
-
-        Raises:
-            GroundingError: an id that makes no file name.
-        """
-        from safetensors.torch import save
-
-        tensors, about = _pack(grounding, self.keep_per_head)
-        about["id"] = id
-        write_atomically(self._path(id, ".safetensors"), save(tensors, {"grounding": json.dumps(about)}))
-        self._path(id, ".json").unlink(missing_ok=True)
-
-    def write_error(self, id: str, message: str) -> None:
-        """Keep the reason why an id has no grounding."""
-        write_atomically(self._path(id, ".json"), json.dumps({"id": id, "error": message}).encode())
-
-    def read(self, id: str) -> Grounding:
-        """The grounding of an id. Its attention equals what was written up to 1/2048 of each map's largest residual.
-
-        Raises:
-            GroundingError: no record, an error record, or a damaged file.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        path = self._path(id, ".safetensors")
-        if not path.is_file():
-            message = self.errors().get(id)
-            why = f"it could not be grounded: {message}" if message else f"the run has {len(self)} others"
-            raise GroundingError(f"no record of {id!r} in {self.directory}; {why}")
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                about = json.loads(file.metadata()["grounding"])
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise GroundingError(f"the record {path} is damaged ({error}); delete the file and run again") from error
-        return _unpack(tensors, about)
-
-    def ids(self) -> list[str]:
-        """Ids of all groundings, sorted."""
-        return sorted(self._ids(".safetensors"))
-
-    def __len__(self) -> int:
-        return len(self.ids())
-
-    def __iter__(self) -> Iterator[tuple[str, Grounding]]:
-        """(id, grounding) in the order of ids, read one at a time."""
-        return ((id, self.read(id)) for id in self.ids())
-
-    def _ids(self, ending: str) -> list[str]:
-        files = self._records.glob(f"*{ending}")
-        return [unquote(file.name.removesuffix(ending)) for file in files if TEMPORARY not in file.name]
-
-    def _path(self, id: str, ending: str) -> Path:
-        name = quote(id, safe=" ,;=+@()[]{}!'").replace(".", "%2E")
-        if not 0 < len(name) <= LONGEST_NAME:
-            raise GroundingError(
-                f"a record's id must encode to 1..{LONGEST_NAME} characters; {id[:60]!r} has {len(name)}"
-            )
-        return self._records / f"{name}{ending}"
+    def unpack(self, record: Record) -> Grounding:
+        """The grounding that `pack` was given, up to the rounding of its attention."""
+        return _unpack(record.tensors, record.about)
 
 
-def _pack(grounding: Grounding, keep_per_head: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _pack(grounding: Grounding, *, keep_maps: bool, keep_per_head: bool) -> Record:
     generation = grounding.generation
     tensors = {
         "token_ids": generation.token_ids,
         "prompt_ids": generation.prompt_ids,
         "token_spans": generation.token_spans,
-        "maps": grounding.maps,
+        "maps": grounding.maps if keep_maps else grounding.maps[:, :0],
         "points": grounding.points,
         "scores": grounding.scores,
     }
-    tensors |= _compress("attention", generation.attention)
+    tensors |= _compress("attention", generation.attention if keep_maps else generation.attention[:, :0])
     if keep_per_head and generation.attention_per_head is not None:
         tensors |= _compress("attention_per_head", generation.attention_per_head)
     tensors |= {f"view.{i}": view.index for i, view in enumerate(generation.views)}
+    tensors |= {f"{MEASURED}{name}": tensor.detach().cpu().clone() for name, tensor in grounding.measured.items()}
     about = {
         "image_size": list(grounding.image_size),
         "text": generation.text,
@@ -192,10 +90,10 @@ def _pack(grounding: Grounding, keep_per_head: bool) -> tuple[dict[str, Tensor],
         "segmenter": grounding.segmenter,
         "nlp": grounding.nlp,
     }
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}, about
+    return Record(tensors, about)
 
 
-def _unpack(tensors: dict[str, Tensor], about: dict[str, Any]) -> Grounding:
+def _unpack(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> Grounding:
     size = tuple(about["image_size"])
     views = [View(view["name"], tensors[f"view.{i}"], tuple(view["box"])) for i, view in enumerate(about["views"])]
     generation = Generation(
@@ -214,6 +112,7 @@ def _unpack(tensors: dict[str, Tensor], about: dict[str, Any]) -> Grounding:
         for p in about["phrases"]
     ]
     masks = tuple(tuple(codes) for codes in about["masks"])
+    measured = {name.removeprefix(MEASURED): tensors[name] for name in tensors if name.startswith(MEASURED)}
     return Grounding(
         size,
         generation,
@@ -225,6 +124,7 @@ def _unpack(tensors: dict[str, Tensor], about: dict[str, Any]) -> Grounding:
         GroundOptions(**about["options"]),
         segmenter=about["segmenter"],
         nlp=about["nlp"],
+        measured=measured,
     )
 
 
@@ -237,26 +137,7 @@ def _compress(name: str, attention: Tensor) -> dict[str, Tensor]:
     return {f"{name}.mean": mean, f"{name}.scale": scale, f"{name}.residuals": shares.to(torch.float16)}
 
 
-def _expand(name: str, tensors: dict[str, Tensor]) -> Tensor | None:
+def _expand(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
     if f"{name}.mean" not in tensors:
         return None
     return tensors[f"{name}.mean"] + tensors[f"{name}.residuals"].to(torch.float32) * tensors[f"{name}.scale"]
-
-
-def _as_json(config: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(config))
-    except TypeError as error:
-        raise GroundingError(f"a run's configuration must be JSON values (text, numbers, lists): {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise GroundingError(f"{path} is damaged ({error}); restore it, or use another directory") from error
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)

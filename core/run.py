@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.attention import select_heads
@@ -12,12 +12,13 @@ from core.errors import GroundingError
 from core.generation import Generation
 from core.images import load_image
 from core.options import GroundOptions
-from core.pipeline import ground
+from core.pipeline import Grounding, ground
 from core.records import RunStore
 
 if TYPE_CHECKING:
     from PIL import Image
     from spacy.language import Language
+    from torch import Tensor
 
     from core.lmm import LMM
     from core.masks import Segmenter
@@ -44,6 +45,7 @@ def ground_dataset(
     batch_size: int = 1,
     progress: bool = True,
     retry_errors: bool = False,
+    measure: Callable[[Grounding], Mapping[str, Tensor]] | None = None,
     max_new_tokens: int = 512,
     generation_options: dict[str, Any] | None = None,
     options: GroundOptions | str = "paper",
@@ -64,6 +66,8 @@ def ground_dataset(
         batch_size: images per forward pass.
         progress: show a progress bar.
         retry_errors: try the ids with an error record again.
+        measure: tensors to keep with a record, by name, computed from each grounding while its per-head maps are at
+            hand; they come back as `grounding.measured`. Name them in the store's configuration.
         max_new_tokens, generation_options, options, **changes: as in `attend_and_segment`.
 
     Raises:
@@ -94,6 +98,8 @@ def ground_dataset(
                 except GroundingError as error:
                     refused[id] = str(error)
                     continue
+                if measure is not None:
+                    grounding = replace(grounding, measured=measure(grounding))
                 store.write(id, grounding)
                 grounded.append(id)
             for id, message in {**broken, **refused}.items():

@@ -9,22 +9,25 @@ import pytest
 import tiny_coco
 import tiny_groundings
 import torch
-from tiny_coco import MASKS, grounding, vectors_nlp
+from tiny_coco import MASKS, grounding, matcher
 
 from analysis.heads.accuracy import head_accuracy, layer_table, reading
 from analysis.heads.points import (
-    HeadPoints,
-    HeadStore,
+    HEAD_POINTS,
     choose_phrase,
-    collect_head_points,
     head_points,
     maps_reading,
+    measure_head_points,
+    measured_head_points,
     phrase_head_maps,
 )
 from analysis.scoring.coco import load_instances
 from core.attention import aggregate, mean_over_heads, normalize
 from core.errors import GroundingError
-from core.phrases import load_nlp
+from core.phrases import Phrase, load_nlp
+from core.pipeline import ground
+from core.records import RunStore
+from core.run import ground_dataset
 
 LAYERS, HEADS = 2, 3
 
@@ -34,11 +37,19 @@ def dataset(tmp_path_factory):
     return load_instances(tiny_coco.write(tmp_path_factory.mktemp("coco"), images=True))
 
 
-def with_heads(answer, *, seed: int = 0):
-    """The answer's generation with random attention of every head."""
+def grounded(answer, maps, **options):
+    """The answer grounded again from these maps of every head, without a segmenter, with every head's points."""
+    generation = replace(answer.generation, attention_per_head=maps, attention=mean_over_heads(maps))
+    picture = np.zeros((*answer.image_size, 3), dtype=np.uint8)
+    found = ground(generation, picture, segmenter=None, nlp=None, phrases=answer.phrases, **options)
+    return replace(found, measured=measure_head_points(found))
+
+
+def with_heads(answer, *, seed: int = 0, **options):
+    """The answer grounded from random attention of every head."""
     t, k = answer.generation.attention.shape
     heads = torch.rand(t, LAYERS, HEADS, k, generator=torch.Generator().manual_seed(seed))
-    return replace(answer.generation, attention_per_head=heads, attention=mean_over_heads(heads))
+    return grounded(answer, heads, **options)
 
 
 def planted(image_id: int, said, size, *, right: tuple[int, int], weight: float = 1.0):
@@ -54,54 +65,53 @@ def planted(image_id: int, said, size, *, right: tuple[int, int], weight: float 
         heads[2 * number + 1, :, :, view.index[-1, -1]] = 0.3
         heads[2 * number + 1, *right, view.index[-1, -1]] = 0.001
         heads[2 * number + 1, *right, view.index[row, column]] = weight
-    generation = replace(answer.generation, attention_per_head=heads, attention=mean_over_heads(heads))
-    return str(image_id), head_points(generation, answer.phrases, view)
+    return str(image_id), grounded(answer, heads)
 
 
 def test_the_mean_of_all_heads_maps_is_the_normalised_mean_map():
-    answer = grounding((40, 60), [("star", (1.5, 1.5), [tiny_coco.rectangle((40, 60), 0, 0, 9, 9)])])
-    generation = with_heads(answer)
-    tokens = [1, 2]
+    generation = with_heads(grounding((40, 60), [("star", (1.5, 1.5), [])])).generation
+    phrase = Phrase("a star", (0, 6), "a star", (0, 6), (1, 2))
     for kind in ("sequence", "none"):
-        maps = phrase_head_maps(generation, tokens, normalization=kind)
+        maps = phrase_head_maps(generation, phrase, normalization=kind)
         assert maps.shape == (LAYERS, HEADS, generation.attention.shape[1])
-        expected = aggregate(normalize(generation.attention, kind), tokens)
+        expected = aggregate(normalize(generation.attention, kind), [1, 2])
         torch.testing.assert_close(maps.mean((0, 1)), expected, atol=1e-6, rtol=0)
 
 
 def test_permuting_heads_permutes_maps_and_points_and_leaves_the_mean():
-    answer = grounding((40, 60), [("star", (1.5, 1.5), [tiny_coco.rectangle((40, 60), 0, 0, 9, 9)])])
-    generation = with_heads(answer)
+    before = with_heads(grounding((40, 60), [("star", (1.5, 1.5), [])]))
     order = [2, 0, 1]
-    mixed = replace(generation, attention_per_head=generation.attention_per_head[:, :, order])
-    view = generation.views[0]
-    before, after = head_points(generation, answer.phrases, view), head_points(mixed, answer.phrases, view)
-    assert np.array_equal(before.points[:, :, order], after.points)
-    np.testing.assert_allclose(before.mean_points, after.mean_points)
+    after = grounded(before, before.generation.attention_per_head[:, :, order])
+    assert torch.equal(head_points(before)[:, :, order], head_points(after))
+    torch.testing.assert_close(before.points, after.points)
 
 
-def test_each_head_is_the_pipeline_with_that_head_alone():
+def test_points_far_to_the_right_are_kept_whole():
+    found = with_heads(grounding((4, 40_000), [("star", (1.5, 1.5), [])]))
+    assert head_points(found)[..., 0].max() > 2**15
+    assert torch.equal(measured_head_points(found), head_points(found))
+
+
+@pytest.mark.parametrize("options", [{}, {"normalization": "none"}, {"token_offset": 1, "remove_corners": True}])
+def test_each_head_is_the_pipeline_with_that_head_alone(options):
     """Parity with `core.pipeline.ground` on one selected head, every layer and head, landscape and portrait."""
-    from core.pipeline import ground
-
     for size in ((40, 60), (70, 30)):
         answer = grounding(size, [("star", (1.5, 1.5), []), ("cat", (2.5, 2.5), [])])
-        generation = with_heads(answer, seed=size[0])
-        found = head_points(generation, answer.phrases, generation.views[0])
-        picture = np.zeros((*size, 3), dtype=np.uint8)
+        found = with_heads(answer, seed=size[0], **options)
+        heads = found.generation.attention_per_head
         for layer in range(LAYERS):
             for head in range(HEADS):
-                options = {"segmenter": None, "nlp": None, "phrases": answer.phrases}
-                single = ground(generation, picture, layers=[layer], heads=[head], **options)
-                assert np.array_equal(found.points[:, layer, head], single.points.numpy())
-        everything = ground(generation, picture, segmenter=None, nlp=None, phrases=answer.phrases)
-        assert np.array_equal(found.mean_points, everything.points.numpy())
+                single = grounded(answer, heads, layers=[layer], heads=[head], **options)
+                assert torch.equal(measured_head_points(found)[:, layer, head], single.points)
+                assert torch.equal(single.measured[HEAD_POINTS], found.measured[HEAD_POINTS])
 
 
-def test_without_per_head_attention_the_error_says_what_to_do():
-    answer = grounding((40, 60), [("star", (1.5, 1.5), [])])
+def test_without_per_head_attention_the_error_says_what_to_do(dataset):
+    answer = grounding((80, 120), [("star", (1.5, 1.5), [])])
     with pytest.raises(GroundingError, match="call generate or replay with per_head=True"):
-        phrase_head_maps(answer.generation, [1])
+        phrase_head_maps(answer.generation, answer.phrases[0])
+    with pytest.raises(GroundingError, match="holds no points of single heads; make the records with"):
+        head_accuracy([("3", answer)], dataset, matcher())
 
 
 def test_the_planted_head_is_right_and_the_others_are_not(dataset):
@@ -109,7 +119,7 @@ def test_the_planted_head_is_right_and_the_others_are_not(dataset):
         planted(3, [("star", MASKS[1][3]), ("kitten", MASKS[2][3])], (80, 120), right=(1, 2)),
         planted(7, [("cat", MASKS[4][3])], (110, 60), right=(1, 2)),
     ]
-    result = head_accuracy(stored, dataset, vectors_nlp())
+    result = head_accuracy(stored, dataset, matcher())
     expected = np.zeros((LAYERS, HEADS))
     expected[1, 2] = 1.0
     assert np.array_equal(result.accuracy, expected)
@@ -125,12 +135,12 @@ def test_the_planted_head_is_right_and_the_others_are_not(dataset):
 
 def test_a_strong_head_carries_the_mean(dataset):
     stored = [planted(3, [("star", MASKS[1][3])], (80, 120), right=(0, 0), weight=5.0)]
-    assert head_accuracy(stored, dataset, vectors_nlp()).mean_accuracy.value == 1.0
+    assert head_accuracy(stored, dataset, matcher()).mean_accuracy.value == 1.0
 
 
 def test_the_table_has_population_deviations(dataset):
     stored = [planted(3, [("star", MASKS[1][3])], (80, 120), right=(0, 1))]
-    table = layer_table(head_accuracy(stored, dataset, vectors_nlp())).set_index("layer")
+    table = layer_table(head_accuracy(stored, dataset, matcher())).set_index("layer")
     assert table.loc["0", ["head 0", "head 1", "head 2"]].tolist() == [0.0, 100.0, 0.0]
     assert table.loc["0", "std"] == pytest.approx(np.std([0, 100, 0]))
     assert table.loc["1", "mean"] == 0.0
@@ -140,7 +150,7 @@ def test_the_table_has_population_deviations(dataset):
 
 def test_nothing_matched_is_nan_and_said_so(dataset):
     stored = [planted(3, [("rock", MASKS[1][3])], (80, 120), right=(0, 1))]
-    result = head_accuracy(stored, dataset, vectors_nlp())
+    result = head_accuracy(stored, dataset, matcher())
     assert np.isnan(result.accuracy).all() and result.accuracy.shape == (LAYERS, HEADS)
     assert result.n_phrases == 0
     assert reading(result).startswith("No phrase matched")
@@ -148,63 +158,55 @@ def test_nothing_matched_is_nan_and_said_so(dataset):
 
 def test_no_points_or_points_of_two_models_are_refused(dataset):
     with pytest.raises(GroundingError, match=r"\(layers, heads\) \[\]"):
-        head_accuracy([], dataset, vectors_nlp())
+        head_accuracy([], dataset, matcher())
     one = planted(3, [("star", MASKS[1][3])], (80, 120), right=(0, 1))
-    other = ("7", HeadPoints((), np.zeros((0, 4, 4, 2), np.float32), np.zeros((0, 2), np.float32)))
+    other = ("7", replace(grounding((110, 60), []), measured={HEAD_POINTS: torch.zeros(0, 4, 4, 2)}))
     with pytest.raises(GroundingError, match="one shape is needed"):
-        head_accuracy([one, other], dataset, vectors_nlp())
+        head_accuracy([one, other], dataset, matcher())
 
 
-def test_the_store_returns_what_it_was_given_and_refuses_other_settings(tmp_path):
-    store = HeadStore(tmp_path / "heads", {"model": "a"})
-    _, points = planted(3, [("star", MASKS[1][3]), ("cat", MASKS[2][3])], (80, 120), right=(0, 1))
-    store.write("a/b.png", points)
-    again = HeadStore(tmp_path / "heads", {"model": "a"})
-    assert again.ids() == ["a/b.png"]
-    back = again.read("a/b.png")
-    assert back.phrases == points.phrases
-    assert np.array_equal(back.points, points.points) and np.array_equal(back.mean_points, points.mean_points)
-    with pytest.raises(GroundingError, match="choose another output_dir"):
-        HeadStore(tmp_path / "heads", {"model": "b"})
-    with pytest.raises(GroundingError, match="no points of image 'c'"):
-        again.read("c")
+def collect(items, directory, lmm, **config):
+    parts = {"lmm": lmm, "segmenter": None, "nlp": load_nlp("embedded")}
+    store = RunStore(directory, {"measured": HEAD_POINTS, **config}, keep_maps=False)
+    options = {"measure": measure_head_points, "per_head": True, "max_new_tokens": 6, "progress": False}
+    return store, ground_dataset(items, "Describe.", store=store, **parts, **options)
 
 
 def test_collecting_is_resumable_and_equals_one_image_at_a_time(dataset, lmms, tmp_path):
-    nlp = load_nlp("embedded")
     few = dataset.head(2)
-    options = {"lmm": lmms["llava"], "nlp": nlp, "max_new_tokens": 6, "progress": False}
-    store = collect_head_points(few.items()[:1], "Describe.", store=HeadStore(tmp_path / "run", {}), **options)
-    first = (store.directory / "3.npz").stat().st_mtime_ns
-    collect_head_points(few.items(), "Describe.", store=store, **options)
-    assert store.ids() == ["3", "7"]
-    assert (store.directory / "3.npz").stat().st_mtime_ns == first
+    collect(few.items()[:1], tmp_path, lmms["llava"])
+    (first,) = (tmp_path / "records").iterdir()
+    before = first.stat().st_mtime_ns
+    store, summary = collect(few.items(), tmp_path, lmms["llava"])
+    assert (summary.skipped, summary.grounded, store.ids()) == (("3",), ("7",), ["3", "7"])
+    assert first.stat().st_mtime_ns == before
     generation = lmms["llava"].generate(few.image(7).path, "Describe.", max_new_tokens=6, per_head=True)
     layers, heads = generation.attention_per_head.shape[1:3]
     back = store.read("7")
-    assert back.points.shape == (len(back.phrases), layers, heads, 2)
-    expected = head_points(generation, back.phrases, generation.views[-1])
-    assert np.array_equal(back.points, expected.points)
+    assert measured_head_points(back).shape == (len(back.phrases), layers, heads, 2)
+    assert torch.equal(measured_head_points(back), head_points(replace(back, generation=generation)))
+    with pytest.raises(GroundingError, match="other settings: model absent then, 'b' now"):
+        collect(few.items(), tmp_path, lmms["llava"], model="b")
 
 
-def test_an_unreadable_image_is_told_and_the_rest_goes_on(lmms, pictures, tmp_path, capsys):
-    for name in ("a", "config"):  # ids that are names of the store's own files, too
-        pictures["small"].save(tmp_path / f"{name}.png")
-    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
-    items = [(name, tmp_path / f"{name}.png") for name in ("a", "broken", "config")]
-    options = {"lmm": lmms["llava"], "nlp": load_nlp("embedded"), "max_new_tokens": 4, "progress": False}
-    store = collect_head_points(items, "Describe.", store=HeadStore(tmp_path / "run", {"kept": 1}), **options)
-    assert store.ids() == ["a", "config"]
-    assert list(store.errors()) == ["broken"]
-    assert "broken.png" in store.errors()["broken"]
-    assert "1 of 3 images" in capsys.readouterr().out
-    with pytest.raises(GroundingError, match=r"no points of image 'broken'.*broken\.png"):
-        store.read("broken")
-    reopened = HeadStore(tmp_path / "run", {"kept": 1})
-    items[1] = ("broken", tmp_path / "a.png")
-    assert collect_head_points(items, "Describe.", store=reopened, **options).ids() == ["a", "config"]  # as recorded
-    reopened.write("broken", reopened.read("a"))
-    assert reopened.errors() == {}
+def test_one_unreadable_image_of_three_is_an_error_record(dataset, lmms, tmp_path):
+    items = dataset.head(3).items()
+    broken = tmp_path / "broken.png"
+    content = items[1][1].read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    items[1] = (items[1][0], broken)
+    store, summary = collect(items, tmp_path / "run", lmms["llava"])
+    assert summary.failed == (items[1][0],) and len(summary.grounded) == 2
+    assert "broken.png" in store.errors()[items[1][0]]
+    result = head_accuracy(dataset.records(store), dataset, matcher())
+    assert result.n_images == 5
+
+
+def test_maps_stay_off_the_disk(dataset, lmms, tmp_path):
+    store, _ = collect(dataset.items()[:1], tmp_path, lmms["llava"])
+    ((_, record),) = store
+    assert record.generation.attention_per_head is None and record.generation.attention.shape[1] == 0
+    assert head_accuracy(store, dataset, matcher()).accuracy.ndim == 2
 
 
 def test_a_word_is_found_in_the_answer():

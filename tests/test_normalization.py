@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_coco
 import torch
-from tiny_coco import MASKS, grounding, vectors_nlp
+from tiny_coco import MASKS, grounding, matcher
 
 from analysis.normalization import (
     maps_reading,
@@ -66,19 +68,17 @@ def test_the_register_is_seen_before_and_gone_after():
 
 def test_control_characters_and_blanks_are_made_visible():
     _, answer = records()[0]
-    from dataclasses import replace
-
     odd = replace(answer.generation, text="a st\x08r")
     assert token_maps(odd).tokens == ("a", "st·r")
 
 
 def test_normalisation_moves_the_points_from_the_register_to_the_object(dataset):
-    points = points_by_normalization(records())
-    for row, (image_id, mask) in zip(points.itertuples(), ((3, MASKS[1][3]), (7, MASKS[4][3])), strict=True):
-        height, width = tiny_coco.SIZES[image_id]
-        assert row.x_none > width * 0.8 and row.y_none > height * 0.8
-        assert mask[int(row.y_sequence), int(row.x_sequence)]
-    effect = normalization_effect(points, dataset, vectors_nlp())
+    for (_, answer), mask in zip(records(), (MASKS[1][3], MASKS[4][3]), strict=True):
+        height, width = answer.image_size
+        (((x_none, y_none), (x, y)),) = points_by_normalization(answer)
+        assert x_none > width * 0.8 and y_none > height * 0.8
+        assert mask[int(y), int(x)]
+    effect = normalization_effect(records(), dataset, matcher())
     assert effect.without.value == 0.0 and effect.with_eq3.value == 1.0
     assert effect.difference.value == 1.0 and effect.n_phrases == 2
     assert effect.chance == pytest.approx((2650 / 9600 + 3100 / 6600) / 2)
@@ -89,29 +89,35 @@ def test_normalisation_moves_the_points_from_the_register_to_the_object(dataset)
 def test_the_points_are_the_pipelines(dataset):
     from core.pipeline import ground
 
-    for image_id, answer in records():
-        rows = points_by_normalization([(image_id, answer)])
+    for _, answer in records():
+        found = points_by_normalization(answer)
         picture = np.zeros((*answer.image_size, 3), dtype=np.uint8)
-        for kind in ("sequence", "none"):
+        for column, kind in enumerate(("none", "sequence")):
             options = {"segmenter": None, "nlp": None, "phrases": answer.phrases, "normalization": kind}
-            expected = ground(answer.generation, picture, **options).points[0].tolist()
-            assert rows[[f"x_{kind}", f"y_{kind}"]].to_numpy()[0].tolist() == expected
+            expected = ground(answer.generation, picture, **options).points
+            assert np.array_equal(found[:, column], expected.numpy())
 
 
 def test_the_other_way_round_is_said_the_other_way_round(dataset):
-    points = points_by_normalization(records())
-    swap = {f"{axis}_{a}": f"{axis}_{b}" for axis in "xy" for a, b in (("none", "sequence"), ("sequence", "none"))}
-    effect = normalization_effect(points.rename(columns=swap), dataset, vectors_nlp())
-    assert effect.difference.value == -1.0
+    """Every token looks at the object, and the noun alone a little at the corner: eq. 3 leaves the corner."""
+    other_way = []
+    for image_id, answer in records():
+        seen = answer.generation.attention[1].clone()
+        seen[-1] = 0.01
+        noun = seen.clone()
+        noun[-1] = 0.05
+        generation = replace(answer.generation, attention=torch.stack([2 * seen, noun, 2 * seen]))
+        other_way.append((image_id, replace(answer, generation=generation)))
+    effect = normalization_effect(other_way, dataset, matcher())
+    assert effect.without.value == 1.0 and effect.difference.value == -1.0
     assert "lowers point accuracy" in reading(effect)
 
 
 def test_phrases_that_match_nothing_leave_nothing_to_compare(dataset):
-    points = points_by_normalization([with_register(3, "rock", MASKS[1][3])])
-    effect = normalization_effect(points, dataset, vectors_nlp())
+    effect = normalization_effect([with_register(3, "rock", MASKS[1][3])], dataset, matcher())
     assert effect.n_phrases == 0 and np.isnan(effect.difference.value)
     assert reading(effect).startswith("No phrase matched")
-    nothing = normalization_effect(points_by_normalization([]), dataset, vectors_nlp())
+    nothing = normalization_effect([], dataset, matcher())
     assert nothing.n_phrases == 0
 
 

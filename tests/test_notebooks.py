@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import fields
 
 import nbformat
 import pandas as pd
@@ -17,6 +18,7 @@ from analysis.paper import paper_table
 from analysis.report.__main__ import NOTEBOOKS, main, profile_jobs
 from analysis.report.parameters import declared_parameters, parameter_problems
 from analysis.settings import Settings, bundled_photographs, describe_run, find_pictures
+from analysis.training.settings import TrainingSettings
 from core.errors import GroundingError
 from core.records import RunStore
 
@@ -41,7 +43,7 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
     "head_layer_heatmaps": {
         "figures": ["mean_map", "head_maps", "head_accuracy"],
         "tables": ["head_accuracy"],
-        "records": ["0.npz", "config.json"],
+        "records": ["records/0.safetensors", "run.json"],
     },
     "normalization_effects": {
         "figures": ["tokens_before", "mean_map", "tokens_after", "normalization_point_accuracy"],
@@ -51,7 +53,7 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
     "pilot_study": {
         "figures": ["pilot_study_point_accuracy", "pilot_study_mask_scores"],
         "tables": ["table1_pilot_study", "caption_objects"],
-        "records": ["records/0.safetensors", "run.json", "random_point.jsonl"],
+        "records": ["records/0.safetensors", "run.json", "random_point/run.json", "random_point/records/0.safetensors"],
     },
     "table5_encoders": {
         "figures": ["table5_losses", "table5_curves"],
@@ -125,9 +127,19 @@ def test_every_parameter_is_read_by_papermill_with_type_and_meaning(name, notebo
 
 
 def test_every_parameter_is_used(name, notebook):
+    """By its name, or by the one line that reads the parameters into settings."""
     rest = "\n".join(cell.source for cell in code(notebook)[1:])
-    unused = [key for key in declared_parameters(NOTEBOOKS / f"{name}.ipynb") if not re.search(rf"\b{key}\b", rest)]
-    assert unused == []
+    kinds = {"Settings": Settings, "TrainingSettings": TrainingSettings}
+    read = re.search(r"read_parameters\((\w+), globals\(\)\)", rest)
+    known = {field.name for field in fields(kinds[read[1]])} if read else set()
+    declared = declared_parameters(NOTEBOOKS / f"{name}.ipynb")
+    assert [key for key in declared if key not in known and not re.search(rf"\b{key}\b", rest)] == []
+    assert len(declared) <= 18
+
+
+def test_core_is_entered_by_its_front_door(notebook):
+    source = "\n".join(cell.source for cell in code(notebook))
+    assert set(re.findall(r"from (core[.\w]*) import", source)) <= {"core", "core.training"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -243,15 +255,19 @@ def test_run_again_a_notebook_computes_no_record_again(report):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"geometry": "crop"}, "geometry is 'crop'; choose one of pad, processor"),
-        ({"normalization": "yes"}, "normalization is 'yes'; choose one of sequence, none"),
-        ({"mask_choice": "first"}, "mask_choice is 'first'; choose one of last, best, all"),
-        ({"match_by": "noun"}, "match_by is 'noun'"),
-        ({"dtype": "fp16"}, "dtype is 'fp16'; choose one of auto, float32"),
+        ({"loading": {"geometry": "crop"}}, "geometry is 'crop'; choose one of processor, pad"),
+        ({"options": {"normalization": "yes"}}, "normalization 'yes' is not known; choose one of sequence, none"),
+        ({"options": {"normalisation": "none"}}, "unknown options normalisation; grounding takes row, per_head"),
+        ({"preset": "reference-v1"}, "no preset is called 'reference-v1'; choose one of paper, no_normalization"),
+        ({"matching": {"by": "noun"}}, "matching by 'noun' is not known; choose one of head, phrase"),
+        ({"matching": {"match_by": "head"}}, "matching has no match_by; it takes by, threshold"),
+        ({"matching": {"threshold": 2.0}}, "the similarity threshold is 2.0"),
+        ({"loading": {"dtype": "fp16"}}, "dtype is 'fp16'; choose one of auto, float32"),
+        ({"loading": {"devices": "cuda"}}, "loading has no devices; it takes device, dtype, geometry, template"),
         ({"n_images": -1}, "n_images is -1; it must be a whole number of at least 0"),
         ({"n_images": 0}, "the embedded scenes have no end"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"category_threshold": 2.0}, "category_threshold is 2.0"),
+        ({"generation": {"max_new_tokens": 0}}, "max_new_tokens is 0"),
+        ({"answer": "A cat.", "generation": {"do_sample": True}}, "a given answer is not generated"),
         ({"prompt": " "}, "prompt is empty"),
         ({"output_dir": ""}, "output_dir is empty"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 
@@ -44,8 +43,9 @@ from analysis.pilot_study.table import (
 from analysis.scoring.coco import load_instances
 from analysis.scoring.matching import CategoryMatcher
 from analysis.scoring.metrics import mask_ap_ar
-from analysis.scoring.random_point import random_points, segment_random_points
-from analysis.settings import Settings
+from analysis.scoring.phrases import Phrases
+from analysis.scoring.random_point import random_points, random_results, segment_random_points
+from analysis.settings import Settings, describe_run
 from analysis.tables import Provenance, Table
 from core.errors import GroundingError
 from core.masks import choose, decode_rle
@@ -134,7 +134,7 @@ def test_the_embedded_pipeline_tells_the_scenes_objects_apart():
 
 
 def test_phrases_are_matched_within_their_image_or_dropped(dataset, nlp):
-    found = collect_predictions(records(), dataset, nlp)
+    found = collect_predictions(records(), dataset, CategoryMatcher(nlp))
     assert found.phrases["category"].tolist() == ["star", "cat", "", "cat", ""]
     assert found.matched["category_id"].tolist() == [1, 5, 5]
     assert [(r["image_id"], r["category_id"]) for r in found.results] == [(3, 1), (3, 5), (7, 5)]
@@ -142,27 +142,27 @@ def test_phrases_are_matched_within_their_image_or_dropped(dataset, nlp):
 
 
 def test_point_accuracy_is_the_share_of_matched_points_on_their_category(dataset, nlp):
-    found = collect_predictions(records(), dataset, nlp)
+    found = collect_predictions(records(), dataset, CategoryMatcher(nlp))
     assert point_accuracy(found, dataset).value == pytest.approx(2 / 3)  # the crowd of cats counts
 
 
 def test_three_masks_per_phrase_are_three_predictions_and_one_share(dataset, nlp):
     triple = [("3", grounding((80, 120), [("star", (30.5, 40.5), [MASKS[1][3], MASKS[2][3], MASKS[3][3]])]))]
-    found = collect_predictions(triple, dataset, nlp)
+    found = collect_predictions(triple, dataset, CategoryMatcher(nlp))
     assert len(found.results) == 3
     assert [result["score"] for result in found.results] == pytest.approx([0.9, 0.8, 0.7])
     assert point_accuracy(found, dataset).value == 1.0
 
 
 def test_answers_without_nouns_leave_nothing(dataset, nlp):
-    found = collect_predictions([("3", grounding((80, 120), []))], dataset, nlp)
+    found = collect_predictions([("3", grounding((80, 120), []))], dataset, CategoryMatcher(nlp))
     assert len(found.phrases) == 0 and found.results == []
     assert np.isnan(point_accuracy(found, dataset).value)
 
 
 def test_records_of_another_dataset_are_refused(dataset, nlp):
     with pytest.raises(GroundingError, match=r"no image with id '99'.*another dataset"):
-        collect_predictions([("99", grounding((80, 120), []))], dataset, nlp)
+        collect_predictions([("99", grounding((80, 120), []))], dataset, CategoryMatcher(nlp))
 
 
 def test_random_accuracy_nears_its_expectation(dataset):
@@ -171,7 +171,7 @@ def test_random_accuracy_nears_its_expectation(dataset):
 
 
 def test_chance_weighs_categories_as_the_phrases_do(dataset, nlp):
-    found = collect_predictions(records(), dataset, nlp)
+    found = collect_predictions(records(), dataset, CategoryMatcher(nlp))
     star, cat, crowd_cats = 2650 / 9600, 1000 / 9600, 3100 / 6600
     assert chance_accuracy(found, dataset).value == pytest.approx((star + cat + crowd_cats) / 3)
 
@@ -192,7 +192,9 @@ def test_a_perfect_model_gets_full_marks_and_its_own_row(dataset, nlp):
         dataset,
         annotations={k: tuple(a for a in v if a["category_id"] != 9) for k, v in dataset.annotations.items()},
     )
-    table = pilot_table(collect_predictions(perfect, plain, nlp), [], plain, n_draws=20).set_index("method")
+    table = pilot_table(collect_predictions(perfect, plain, CategoryMatcher(nlp)), [], plain, n_draws=20).set_index(
+        "method"
+    )
     ours = table.loc["attend-and-segment"]
     assert ours["PAcc"] == 100.0
     assert ours["AP"] == ours["AR"] == pytest.approx(100.0)
@@ -203,7 +205,7 @@ def test_a_perfect_model_gets_full_marks_and_its_own_row(dataset, nlp):
 
 
 def test_the_papers_rows_never_mix_with_ours(dataset, nlp, tmp_path):
-    found = collect_predictions(records(), dataset, nlp)
+    found = collect_predictions(records(), dataset, CategoryMatcher(nlp))
     provenance = Provenance("tiny/model", "tiny scenes", len(dataset), {"prompt": "Describe.", "seed": 0})
     paper = paper_table(1).assign(method=paper_methods(1))
     table = Table(pilot_table(found, [], dataset, n_draws=5), "Pilot study", provenance, paper)
@@ -223,7 +225,9 @@ def test_the_papers_rows_never_mix_with_ours(dataset, nlp, tmp_path):
 
 
 def test_nothing_matched_is_said_in_words(dataset, nlp):
-    found = collect_predictions([("3", grounding((80, 120), [("rock", (1.5, 1.5), [MASKS[1][3]])]))], dataset, nlp)
+    found = collect_predictions(
+        [("3", grounding((80, 120), [("rock", (1.5, 1.5), [MASKS[1][3]])]))], dataset, CategoryMatcher(nlp)
+    )
     assert reading(pilot_table(found, [], dataset, n_draws=2)).startswith("None of the 1 phrases matched")
 
 
@@ -237,7 +241,7 @@ def settings(tmp_path):
 def test_a_study_of_one_model_keeps_its_folder_and_rows(dataset, nlp, tmp_path):
     (only,) = studied_models(settings(tmp_path), {})
     assert only.settings.model == "embedded" and only.records == tmp_path / "records"
-    found = collect_predictions(records(), dataset, nlp)
+    found = collect_predictions(records(), dataset, CategoryMatcher(nlp))
     table = study_table({only.label: found}, [], dataset, models=[only], n_draws=3)
     pd.testing.assert_frame_equal(table, pilot_table(found, [], dataset, n_draws=3))
 
@@ -275,7 +279,7 @@ def two_models(dataset, nlp, tmp_path):
     study = studied_models(settings(tmp_path), {"first": "one/model", "second": "other/model"})
     better = [("3", grounding((80, 120), [("star", (30.5, 40.5), [MASKS[1][3]])]))]
     said = {"first": records(), "second": better}
-    return study, {label: collect_predictions(each, dataset, nlp) for label, each in said.items()}
+    return study, {label: collect_predictions(each, dataset, CategoryMatcher(nlp)) for label, each in said.items()}
 
 
 def test_a_study_of_two_models_has_one_baseline_and_a_row_for_each(dataset, nlp, tmp_path):
@@ -334,9 +338,9 @@ def test_stacked_frames_say_whose_rows_they_are():
 
 @pytest.fixture(scope="module")
 def random_run(dataset, tmp_path_factory):
-    path = tmp_path_factory.mktemp("random") / "points.jsonl"
-    options = {"segmenter": tiny_sam.segmenter(), "path": path, "progress": False}
-    return path, options, segment_random_points(dataset, **options)
+    directory = tmp_path_factory.mktemp("random")
+    options = {"segmenter": tiny_sam.segmenter(), "directory": directory, "progress": False}
+    return directory, options, random_results(segment_random_points(dataset, **options), dataset)
 
 
 def test_random_masks_belong_to_their_images_and_are_the_segmenters(dataset, random_run):
@@ -362,27 +366,44 @@ def test_random_masks_belong_to_their_images_and_are_the_segmenters(dataset, ran
 
 
 def test_a_killed_random_run_goes_on_where_it_stopped(dataset, random_run):
-    path, options, results = random_run
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
-    assert segment_random_points(dataset, **options) == results
-    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
-    assert segment_random_points(dataset, **options) == results
-    assert path.read_bytes() == whole
+    directory, options, results = random_run
+    files = sorted((directory / "records").iterdir())
+    assert len(files) == len(dataset)
+    files[-1].unlink()
+    before = {file: file.stat().st_mtime_ns for file in files[:-1]}
+    assert random_results(segment_random_points(dataset, **options), dataset) == results
+    assert sorted((directory / "records").iterdir()) == files
+    assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 def test_other_settings_do_not_continue_a_random_run(dataset, random_run):
     _, options, _ = random_run
-    with pytest.raises(GroundingError, match="choose another output_dir or delete that file"):
+    with pytest.raises(GroundingError, match="other settings: seed 0 then, 1 now"):
         segment_random_points(dataset, seed=1, **options)
 
 
 def test_all_masks_triple_the_random_predictions(dataset, tmp_path):
-    options = {"segmenter": tiny_sam.segmenter(), "path": tmp_path / "all.jsonl", "progress": False}
-    results = segment_random_points(dataset.head(1), mask_choice="all", **options)
-    assert len(results) == 3 * 2
-    assert json.loads((tmp_path / "all.jsonl").read_text().splitlines()[0])["mask_choice"] == "all"
+    options = {"segmenter": tiny_sam.segmenter(), "directory": tmp_path, "progress": False}
+    store = segment_random_points(dataset.head(1), mask_choice="all", **options)
+    assert len(random_results(store, dataset)) == 3 * 2
+    assert store.config["mask_choice"] == "all"
+
+
+def test_an_unreadable_image_is_reported_and_the_rest_is_scored(dataset, random_run, tmp_path):
+    _, options, results = random_run
+    broken = tmp_path / "broken.png"
+    content = dataset.images[1].path.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    images = tuple(replace(image, path=broken) if number == 1 else image for number, image in enumerate(dataset.images))
+    options = {**options, "directory": tmp_path / "run"}
+    store = segment_random_points(replace(dataset, images=images), **options)
+    bad = dataset.images[1].id
+    assert random_results(store, dataset) == [result for result in results if result["image_id"] != bad]
+    told = describe_run(store, [record_id for record_id, _ in dataset.items()], "masks of random points")
+    assert told.startswith("4 of 5 images have masks of random points; 1 could not be used") and "broken.png" in told
+    assert segment_random_points(dataset, **options).errors().keys() == {str(bad)}
+    again = segment_random_points(dataset, retry_errors=True, **options)
+    assert random_results(again, dataset) == results and again.errors() == {}
 
 
 # ---- what the answers name
@@ -402,9 +423,13 @@ def test_annotated_pairs_come_from_the_attributes(dataset):
     assert annotated_pairs(dataset, 20) == set()
 
 
+def said_only(answers):
+    return Predictions(Phrases(pd.DataFrame(), np.zeros((0, 1, 2))), [], answers)
+
+
 def test_precision_and_recall_of_named_objects(dataset):
     answers = {3: "A red star and a green cat.", 7: "a black cat and a black cat, a white cat", 20: "nothing"}
-    found = Predictions(pd.DataFrame(), [], answers)
+    found = said_only(answers)
     table = caption_objects(found, dataset).set_index("quantity")
     precision = table.loc["precision of named (colour, category)"]
     recall = table.loc["recall of annotated (colour, category)"]
@@ -419,7 +444,7 @@ def test_precision_and_recall_of_named_objects(dataset):
 
 def test_datasets_without_colours_say_so(dataset):
     plain = {k: tuple({**a, "attributes": {}} for a in v) for k, v in dataset.annotations.items()}
-    table = caption_objects(Predictions(pd.DataFrame(), [], {3: "a red star"}), replace(dataset, annotations=plain))
+    table = caption_objects(said_only({3: "a red star"}), replace(dataset, annotations=plain))
     assert table.empty
     assert "does not know" in caption_reading(table)
     assert "quantity" in Table(table, "Objects", Provenance("m", "d", 5)).to_html()  # a table without rows is shown

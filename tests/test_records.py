@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from tiny_groundings import grounding
 
 from core.atomic import remove_stale, write_atomically
-from core.attention import normalize
+from core.attention import normalize, to_grid
 from core.errors import GroundingError
+from core.record_folder import Record, RecordFolder
 from core.records import RunStore
 
 ODD_IDS = ["000000000139", "a/b c.png", "../x", ".hidden", "ünï%2F", "record.json", "x.safetensors", "a.tmp-b"]
@@ -68,6 +70,40 @@ def test_maps_of_every_head_are_kept_only_when_asked_for(tmp_path: Path) -> None
     torch.testing.assert_close(after, before.generation.attention_per_head, atol=1e-5, rtol=1e-3)
 
 
+def test_records_without_maps_hold_the_rest(tmp_path: Path) -> None:
+    before = grounding(3, per_head=(2, 3))
+    RunStore(tmp_path, {"seed": 1}, keep_maps=False).write("a", replace(before, measured={"x": torch.ones(2)}))
+    after = RunStore(tmp_path).read("a")
+    tokens = len(before.generation.token_ids)
+    assert after.maps.shape == (2, 0) and after.generation.attention.shape == (tokens, 0)
+    assert after.generation.attention_per_head is None
+    assert_same(replace(before, maps=before.maps[:, :0]), after)
+    assert torch.equal(after.measured["x"], torch.ones(2))
+    with pytest.raises(GroundingError, match="but the map has 0"):
+        to_grid(after.maps, after.generation.views[-1])
+
+
+def test_what_was_measured_comes_back_with_the_record(tmp_path: Path) -> None:
+    before = grounding(3)
+    square = torch.arange(6.0).view(2, 3).T  # not contiguous
+    shared = {"a": square, "b": square[:1], "points": before.points, "none": torch.zeros(0, 2)}
+    store(tmp_path).write("a", replace(before, measured=shared))
+    after = store(tmp_path).read("a").measured
+    assert after.keys() == shared.keys()
+    assert all(torch.equal(after[name], shared[name]) for name in shared)
+    store(tmp_path).write("b", before)
+    assert store(tmp_path).read("b").measured == {}
+
+
+def test_a_folder_of_other_records_is_not_read_as_groundings(tmp_path: Path) -> None:
+    folder = RecordFolder(tmp_path, {"seed": 1})
+    folder.write("a", Record({"x": torch.arange(3)}, {"note": "any"}))
+    found = folder.read("a")
+    assert torch.equal(found.tensors["x"], torch.arange(3)) and found.about == {"note": "any", "id": "a"}
+    with pytest.raises(GroundingError, match=r"is damaged \('grounding'\)"):
+        RunStore(tmp_path).read("a")
+
+
 def test_records_are_compact(tmp_path: Path) -> None:
     before = grounding(3, text=" ".join(["star"] * 200), grid=(24, 24))
     store(tmp_path).write("a", before)
@@ -96,7 +132,7 @@ def test_errors_are_records_and_give_way_to_groundings(tmp_path: Path) -> None:
     assert run.done() == {"good", "bad"}
     assert run.done(errors=False) == {"good"}
     assert run.errors() == {"bad": "the file is truncated"}
-    with pytest.raises(GroundingError, match="it could not be grounded: the file is truncated"):
+    with pytest.raises(GroundingError, match="it has an error instead: the file is truncated"):
         run.read("bad")
     run.write("bad", grounding())
     assert (run.errors(), len(run)) == ({}, 2)
@@ -114,7 +150,7 @@ def test_the_run_says_what_it_was(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_unless_it_may_overwrite(tmp_path: Path) -> None:
     store(tmp_path).write("a", grounding())
     with pytest.raises(
-        GroundingError, match=r"another configuration: seed was 1, is 2; view was None, is 'base'"
+        GroundingError, match=r"other settings: seed 1 then, 2 now; view absent then, 'base' now"
     ) as error:
         store(tmp_path, seed=2, view="base")
     assert "overwrite=True" in str(error.value)
@@ -127,6 +163,8 @@ def test_refusals(tmp_path: Path) -> None:
         RunStore(tmp_path / "none")
     with pytest.raises(GroundingError, match="must be JSON values"):
         RunStore(tmp_path, {"model": object()})
+    with pytest.raises(GroundingError, match="choose one"):
+        RunStore(tmp_path / "both", {}, keep_maps=False, keep_per_head=True)
     run = store(tmp_path)
     with pytest.raises(GroundingError, match=r"no record of 'x'.*the run has 0 others"):
         run.read("x")

@@ -119,8 +119,19 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(data, stage
     modified = (stages / "one" / "result.json").stat().st_mtime_ns
     assert run_stage("sd_clip", data, stages / "one", ONE, seed=0) == stages / "one" / "model"
     assert (stages / "one" / "result.json").stat().st_mtime_ns == modified
-    with pytest.raises(GroundingError, match="other settings"):
+    with pytest.raises(GroundingError, match="other settings: seed 0 then, 1 now"):
         run_stage("sd_clip", data, stages / "one", ONE, seed=1)
+
+
+def test_a_killed_run_is_not_gone_on_with_under_other_settings(data, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(two_stages, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("sd_pe", data, tmp_path, ONE, seed=2)
+    with pytest.raises(GroundingError, match="other settings: seed 2 then, 3 now"):
+        run_stage("sd_pe", data, tmp_path, ONE, seed=3)
 
 
 def test_stage_two_needs_a_start_and_held_out_scenes_stay_out(data, tmp_path):

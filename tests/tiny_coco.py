@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
+from analysis.scoring.matching import CategoryMatcher
 from core.generation import Generation
 from core.geometry import View
 from core.masks import encode_rle
@@ -176,3 +177,8 @@ def grounding(
         scores=torch.tensor([list(scores[:kept]) for _ in said], dtype=torch.float32).reshape(len(said), kept),
         options=GroundOptions(view="image", normalization="none"),
     )
+
+
+def matcher() -> CategoryMatcher:
+    """Matching by the vectors above, head nouns at 0.5."""
+    return CategoryMatcher(vectors_nlp())

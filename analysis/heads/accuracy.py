@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from einops import rearrange
 
-from analysis.heads.points import HeadPoints
+from analysis.heads.points import measured_head_points
 from analysis.scoring.coco import CocoDataset
-from analysis.scoring.matching import THRESHOLD, CategoryMatcher
-from analysis.scoring.metrics import Interval, difference_interval, per_image, point_hits, ratio_interval
-from analysis.scoring.random_point import phrase_chances
+from analysis.scoring.matching import CategoryMatcher
+from analysis.scoring.metrics import Interval
+from analysis.scoring.phrases import difference, match_phrases, own_points, score_chance, score_points
 from core.errors import GroundingError
+from core.pipeline import Grounding
 
 
 @dataclass(frozen=True)
@@ -47,66 +47,53 @@ class HeadAccuracy:
 
 
 def head_accuracy(
-    store: Iterable[tuple[str, HeadPoints]],
+    records: Iterable[tuple[str, Grounding]],
     dataset: CocoDataset,
-    nlp: Any,
+    matcher: CategoryMatcher,
     *,
-    match_by: str = "head",
-    threshold: float = THRESHOLD,
     seed: int = 0,
 ) -> HeadAccuracy:
     """PAcc of every single head and of the mean over all, on phrases matched to categories as in the pilot study.
 
     All numbers are nan where no phrase matched.
 
+    Args:
+        records: (image id, grounding) pairs with the points of `analysis.heads.points.measure_head_points`.
+        dataset, matcher: the ground truth, and what matches phrases to its categories.
+        seed: of the bootstrap.
+
     Raises:
         GroundingError: there are no points, or they come from models with different numbers of heads.
     """
-    matcher = CategoryMatcher(nlp, by=match_by, threshold=threshold)
-    shapes, rows, points = set(), [], []
-    for record_id, found in store:
-        image = dataset.image(record_id)
-        present = dataset.annotated(image.id)
-        shapes.add(found.points.shape[1:3])
-        for number, phrase in enumerate(found.phrases):
-            category_id, _ = matcher.best(phrase, present)
-            if category_id is not None:
-                rows.append((image.id, category_id))
-                single = rearrange(found.points[number], "l n c -> (l n) c")
-                points.append(np.concatenate([single, found.mean_points[[number]]]))
-    if len(shapes) != 1:
-        raise GroundingError(
-            f"the stored points have (layers, heads) {sorted(shapes)}, and one shape is needed; "
-            "compute them for at least one image, with one model, into an output_dir of their own"
-        )
-    (layers, heads) = shapes.pop()
-    frame = pd.DataFrame(rows, columns=["image_id", "category_id"], dtype=int)
-    stacked = np.stack(points) if points else np.zeros((0, layers * heads + 1, 2))
-    return _accuracy(frame, _hits(frame, stacked, dataset), (layers, heads), dataset, seed)
+    shapes: set[tuple[int, int]] = set()
 
+    def one_shape() -> tuple[int, int]:
+        if len(shapes) != 1:
+            raise GroundingError(
+                f"the stored points have (layers, heads) {sorted(shapes)}, and one shape is needed; "
+                "compute them for at least one image, with one model, into an output_dir of their own"
+            )
+        return next(iter(shapes))
 
-def _accuracy(
-    frame: pd.DataFrame, hits: np.ndarray, shape: tuple[int, int], dataset: CocoDataset, seed: int
-) -> HeadAccuracy:
-    single = hits[:, :-1].sum(axis=0) / len(hits) if len(hits) else np.full(hits.shape[1] - 1, np.nan)
-    best_sum, count = per_image(pd.Series(hits[:, int(single.argmax())]), frame["image_id"], dataset)
-    mean_sum, _ = per_image(pd.Series(hits[:, -1]), frame["image_id"], dataset)
+    def all_points(grounding: Grounding) -> np.ndarray:
+        """Every head's point, then that of the mean over all."""
+        single = measured_head_points(grounding).numpy()
+        shapes.add(single.shape[1:3])
+        one_shape()
+        return np.concatenate([rearrange(single, "p l n c -> p (l n) c"), own_points(grounding)], axis=1)
+
+    found = match_phrases(records, dataset, matcher, points=all_points)
+    shape = one_shape()
+    scores = score_points(found, dataset)
+    single, mean = scores.means[:-1], len(scores.means) - 1
     return HeadAccuracy(
         accuracy=single.reshape(shape),
-        mean_accuracy=ratio_interval(mean_sum, count, seed=seed),
-        best_minus_mean=difference_interval((mean_sum, best_sum), (count, count), seed=seed),
-        chance=float(phrase_chances(frame, dataset).mean()),
-        n_phrases=len(frame),
+        mean_accuracy=scores.interval(mean, seed=seed),
+        best_minus_mean=difference(scores, scores, (mean, int(single.argmax())), seed=seed),
+        chance=float(score_chance(found, dataset).means[0]),
+        n_phrases=len(scores.values),
         n_images=len(dataset),
     )
-
-
-def _hits(frame: pd.DataFrame, points: np.ndarray, dataset: CocoDataset) -> np.ndarray:
-    """Bool [p, heads]: whether each head's point for each phrase lies on its category."""
-    n_heads = points.shape[1]
-    long = frame.loc[frame.index.repeat(n_heads)].reset_index(drop=True)
-    flat = rearrange(points, "p m c -> (p m) c")
-    return point_hits(long.assign(x=flat[:, 0], y=flat[:, 1]), dataset).reshape(len(frame), n_heads)
 
 
 def layer_table(result: HeadAccuracy) -> pd.DataFrame:

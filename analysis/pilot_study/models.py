@@ -21,7 +21,8 @@ from analysis.pilot_study.table import (
     pilot_table,
 )
 from analysis.scoring.coco import CocoDataset
-from analysis.scoring.metrics import Interval, difference_interval, per_image, point_hits
+from analysis.scoring.metrics import Interval
+from analysis.scoring.phrases import difference, score_points
 from analysis.settings import Settings
 from analysis.tables import Provenance
 from core.errors import GroundingError
@@ -58,9 +59,9 @@ def studied_models(settings: Settings, models: Mapping[str, Any]) -> tuple[Studi
     for label, model in models.items():
         if not all(isinstance(text, str) and text.strip() for text in (label, model)):
             raise GroundingError(f"models has {label!r}: {model!r}; give `label: model` pairs of two texts")
-        if label.startswith(RANDOM):
-            raise GroundingError(f"the label {label!r} is the baseline's; choose another")
         folder = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+        if label.startswith(RANDOM) or folder == "random_point":
+            raise GroundingError(f"the label {label!r} is the baseline's; choose another")
         if not folder or folder in folders.values():
             raise GroundingError(
                 f"the label {label!r} would keep its records in {folder!r}, like another one or without a name; "
@@ -126,12 +127,11 @@ def accuracy_differences(
     Returns:
         `method`, `PAcc`, `low`, `high`; one row for each model but the first.
     """
-    counted = {label: _hits(found, dataset) for label, found in predictions.items()}
-    first, *others = counted
+    scores = {label: score_points(each.found, dataset) for label, each in predictions.items()}
+    first, *others = scores
     rows = []
     for label in others:
-        (hits, phrases), (own_hits, own_phrases) = counted[first], counted[label]
-        found = difference_interval((hits, own_hits), (phrases, own_phrases), seed=seed)
+        found = difference(scores[first], scores[label], seed=seed)
         rows.append({"method": label, "PAcc": 100 * found.value, "low": 100 * found.low, "high": 100 * found.high})
     return pd.DataFrame(rows, columns=["method", "PAcc", "low", "high"])
 
@@ -155,8 +155,3 @@ def stack(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if len(frames) == 1:
         return next(iter(frames.values()))
     return pd.concat([frame.assign(method=label)[["method", *frame.columns]] for label, frame in frames.items()])
-
-
-def _hits(predictions: Predictions, dataset: CocoDataset) -> tuple[Any, Any]:
-    matched = predictions.matched
-    return per_image(pd.Series(point_hits(matched, dataset), index=matched.index), matched["image_id"], dataset)

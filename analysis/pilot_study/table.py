@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
+from einops import rearrange
 
-from analysis.scoring.coco import CocoDataset
-from analysis.scoring.matching import THRESHOLD, CategoryMatcher
-from analysis.scoring.metrics import AP_AR, Interval, mask_ap_ar, per_image, point_hits, ratio_interval
-from analysis.scoring.random_point import area_shares, phrase_chances, random_points
+from analysis.scoring.coco import CocoDataset, coco_results
+from analysis.scoring.matching import CategoryMatcher
+from analysis.scoring.metrics import AP_AR, Interval, mask_ap_ar
+from analysis.scoring.phrases import Phrases, match_phrases, score_chance, score_points
+from analysis.scoring.random_point import area_shares, random_points
+from core.pipeline import Grounding
 
 RANDOM, ATTENDED = "Random Point", "attend-and-segment"
-PHRASE_COLUMNS = ["image_id", "phrase", "text", "root", "category_id", "category", "similarity", "x", "y"]
 
 
 @dataclass(frozen=True)
@@ -22,67 +25,58 @@ class Predictions:
     """What a run of records says about a dataset.
 
     Attributes:
-        phrases: one row per phrase (`PHRASE_COLUMNS`); `category_id` is <NA> where the phrase matched no annotated
-            category.
+        found: the phrases with their categories and their prompt points.
         results: COCO result dicts of the matched phrases' masks (three each where the records keep all of SAM's masks).
         answers: image id to answer.
     """
 
-    phrases: pd.DataFrame
+    found: Phrases
     results: list[dict[str, Any]]
     answers: dict[int, str]
 
     @property
+    def phrases(self) -> pd.DataFrame:
+        """One row per phrase (`analysis.scoring.phrases.PHRASE_COLUMNS`), <NA> where it matched no category."""
+        return self.found.frame
+
+    @cached_property
     def matched(self) -> pd.DataFrame:
         """The phrases that matched a category, with an integer `category_id`."""
-        kept = self.phrases[self.phrases["category_id"].notna()]
-        return kept.assign(category_id=kept["category_id"].astype(int))
+        return self.found.matched.frame
 
 
 def collect_predictions(
-    records: Iterable[tuple[str, Any]],
+    records: Iterable[tuple[str, Grounding]],
     dataset: CocoDataset,
-    nlp: Any,
-    *,
-    match_by: str = "head",
-    threshold: float = THRESHOLD,
+    matcher: CategoryMatcher,
 ) -> Predictions:
     """Match every phrase of every record to a category of its image.
 
     Args:
         records: (image id, Grounding) pairs.
         dataset: the ground truth of the same images.
-        nlp, match_by, threshold: as in `CategoryMatcher`.
+        matcher: what matches phrases to categories.
 
     Raises:
         GroundingError: a record of an image that is not in the dataset.
     """
-    matcher = CategoryMatcher(nlp, by=match_by, threshold=threshold)
-    rows: list[tuple[Any, ...]] = []
-    results: list[dict[str, Any]] = []
     answers: dict[int, str] = {}
-    for record_id, grounding in records:
-        image = dataset.image(record_id)
-        answers[image.id] = grounding.generation.text
-        present = dataset.annotated(image.id)
-        for number, phrase in enumerate(grounding.phrases):
-            category_id, score = matcher.best(phrase, present)
-            x, y = (float(value) for value in grounding.points[number])
-            name = present[category_id] if category_id is not None else ""
-            rows.append((image.id, number, phrase.text, phrase.root, category_id, name, score, x, y))
-            if category_id is not None:
-                results.extend(
-                    _results(image.id, category_id, grounding.masks[number], grounding.scores[number].tolist())
-                )
-    phrases = pd.DataFrame(rows, columns=PHRASE_COLUMNS)
-    return Predictions(phrases.astype({"category_id": "Int64"}), results, answers)
+    masks: list[tuple[Sequence[dict], list[float]]] = []
 
+    def noted() -> Iterator[tuple[str, Grounding]]:
+        for record_id, grounding in records:
+            answers[dataset.image(record_id).id] = grounding.generation.text
+            masks.extend(zip(grounding.masks, grounding.scores.tolist(), strict=True))
+            yield record_id, grounding
 
-def _results(image_id: int, category_id: int, masks: Sequence[dict], scores: Sequence[float]) -> list[dict[str, Any]]:
-    return [
-        {"image_id": image_id, "category_id": category_id, "segmentation": mask, "score": float(score)}
-        for mask, score in zip(masks, scores, strict=True)
+    found = match_phrases(noted(), dataset, matcher)
+    matched = found.matched.frame
+    results = [
+        result
+        for row, image_id, category_id in zip(matched.index, matched["image_id"], matched["category_id"], strict=True)
+        for result in coco_results(int(image_id), int(category_id), *masks[row])
     ]
+    return Predictions(found, results, answers)
 
 
 def point_accuracy(predictions: Predictions, dataset: CocoDataset, *, draws: int = 2000, seed: int = 0) -> Interval:
@@ -90,16 +84,14 @@ def point_accuracy(predictions: Predictions, dataset: CocoDataset, *, draws: int
 
     With three masks per phrase the released code counts each phrase's point three times; the share is the same.
     """
-    matched = predictions.matched
-    hits = pd.Series(point_hits(matched, dataset), index=matched.index)
-    return ratio_interval(*per_image(hits, matched["image_id"], dataset), draws=draws, seed=seed)
+    return score_points(predictions.found, dataset).interval(draws=draws, seed=seed)
 
 
 def random_accuracy(dataset: CocoDataset, *, n_draws: int = 100, seed: int = 0, draws: int = 2000) -> Interval:
     """PAcc of "Random Point", measured over `n_draws` random points per annotated category; interval over images."""
-    points = pd.concat([random_points(dataset, seed=seed, draw=draw) for draw in range(n_draws)], ignore_index=True)
-    hits = pd.Series(point_hits(points, dataset))
-    return ratio_interval(*per_image(hits, points["image_id"], dataset), draws=draws, seed=seed)
+    frame = pd.concat([random_points(dataset, seed=seed, draw=draw) for draw in range(n_draws)], ignore_index=True)
+    points = rearrange(frame[["x", "y"]].to_numpy(), "p c -> p 1 c")
+    return score_points(Phrases(frame, points), dataset).interval(draws=draws, seed=seed)
 
 
 def expected_random_accuracy(dataset: CocoDataset) -> float:
@@ -109,9 +101,7 @@ def expected_random_accuracy(dataset: CocoDataset) -> float:
 
 def chance_accuracy(predictions: Predictions, dataset: CocoDataset, *, seed: int = 0, draws: int = 2000) -> Interval:
     """Expected PAcc if each matched phrase's point were uniformly random: chance for the phrases the model said."""
-    matched = predictions.matched
-    chance = phrase_chances(matched, dataset)
-    return ratio_interval(*per_image(chance, matched["image_id"], dataset), draws=draws, seed=seed)
+    return score_chance(predictions.found, dataset).interval(draws=draws, seed=seed)
 
 
 def pilot_table(
@@ -126,7 +116,7 @@ def pilot_table(
 
     Args:
         predictions: of the model.
-        baseline: COCO results of `segment_random_points` on the same dataset.
+        baseline: `random_results` of the random points on the same dataset.
         dataset: the ground truth.
         n_draws: random points per category behind the baseline's PAcc.
         seed: of the random points and the bootstrap.

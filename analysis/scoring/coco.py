@@ -148,6 +148,16 @@ def annotation_mask(annotation: dict[str, Any], size: tuple[int, int]) -> Bool[n
     return rle.decode(annotation_rle(annotation, size)).astype(bool)
 
 
+def coco_results(
+    image_id: int, category_id: int, masks: Sequence[dict[str, Any]], scores: Sequence[float]
+) -> list[dict[str, Any]]:
+    """COCO result dicts of one object's masks and their scores."""
+    return [
+        {"image_id": image_id, "category_id": category_id, "segmentation": mask, "score": float(score)}
+        for mask, score in zip(masks, scores, strict=True)
+    ]
+
+
 def load_instances(path: str | Path, images_dir: str | Path = "", *, n_images: int = 0) -> CocoDataset:
     """Read a COCO `instances` JSON.
 

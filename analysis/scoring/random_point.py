@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from analysis.scoring.coco import CocoDataset
+from analysis.scoring.coco import CocoDataset, CocoImage, coco_results
 from core.errors import GroundingError
+from core.images import load_image
+from core.masks import Segmenter, encode_chosen
+from core.provenance import fingerprint
+from core.record_folder import Record, RecordFolder
 
 
 def random_points(dataset: CocoDataset, *, seed: int = 0, draw: int = 0) -> pd.DataFrame:
@@ -53,97 +54,70 @@ def area_shares(dataset: CocoDataset, *, crowds: bool = True) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "category_id", "share"])
 
 
-def phrase_chances(phrases: pd.DataFrame, dataset: CocoDataset) -> pd.Series:
-    """For each matched phrase, the exact chance that a uniformly random point hits its category.
-
-    Args:
-        phrases: columns `image_id` and `category_id`.
-
-    Returns:
-        Float in 0..1, indexed like `phrases`; its mean is the expected PAcc of random points for these phrases.
-    """
-    shares = area_shares(dataset).set_index(["image_id", "category_id"])["share"]
-    keys = zip(phrases["image_id"], phrases["category_id"], strict=True)
-    return pd.Series([shares[key] for key in keys], index=phrases.index, dtype=float)
-
-
 def segment_random_points(
     dataset: CocoDataset,
     *,
-    segmenter: Any,
-    path: str | Path,
+    segmenter: Segmenter,
+    directory: str | Path,
     seed: int = 0,
     mask_choice: str = "last",
     progress: bool = True,
-) -> list[dict[str, Any]]:
-    """Masks of the random points as COCO results, kept line by line in `path` and resumed from there.
+    retry_errors: bool = False,
+) -> RecordFolder[Record]:
+    """Masks of the random points, a record for each image; finished images are not computed again.
+
+    An image that cannot be read becomes an error record and the run goes on.
 
     Args:
         dataset: images and annotated categories.
         segmenter: what `core.masks.load_segmenter` returned.
-        path: JSON-lines file; its first line holds the settings, each further line the results of one image.
+        directory: folder of the records.
         seed, mask_choice: as in `random_points` and in `core.attend_and_segment`.
         progress: print a progress line now and then.
+        retry_errors: try the images with an error record again.
+
+    Returns:
+        The records; `random_results` makes COCO results of them.
 
     Raises:
-        GroundingError: `path` was made with other settings.
+        GroundingError: the folder was begun with other settings.
     """
-    from core.provenance import fingerprint
-
-    path = Path(path)
-    settings = {
+    config = {
+        "baseline": "random point",
         "seed": seed,
         "mask_choice": mask_choice,
-        "segmenter": segmenter.name,
-        "weights": fingerprint(segmenter.predictor.model),
+        "segmenter": {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)},
         "dataset": dataset.name,
     }
-    finished = dict(_read_lines(path, settings))
-    points = random_points(dataset, seed=seed)
-    missing = [image for image in dataset.images if image.id not in finished]
-    bar = tqdm(missing, desc="random points", file=sys.stdout, mininterval=30, disable=not progress)
-    with path.open("a", encoding="utf-8") as file:
-        for image in bar:
-            finished[image.id] = _segment(image, points[points["image_id"] == image.id], segmenter, mask_choice)
-            file.write(json.dumps({"image_id": image.id, "results": finished[image.id]}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    return [result for image in dataset.images for result in finished[image.id]]
+    store: RecordFolder[Record] = RecordFolder(directory, config)
+    done, points = store.done(errors=not retry_errors), random_points(dataset, seed=seed)
+    missing = [image for image in dataset.images if str(image.id) not in done]
+    for image in tqdm(missing, desc="random points", file=sys.stdout, mininterval=30, disable=not progress):
+        try:
+            record = _segment(image, points[points["image_id"] == image.id], segmenter, mask_choice)
+        except GroundingError as error:
+            store.write_error(str(image.id), str(error))
+            continue
+        store.write(str(image.id), record)
+    return store
 
 
-def _segment(image: Any, points: pd.DataFrame, segmenter: Any, mask_choice: str) -> list[dict[str, Any]]:
-    from core.images import load_image
-    from core.masks import choose, encode_rle
-
-    if points.empty:
-        return []
-    segmenter.set_image(load_image(image.path))
-    prompts = torch.tensor(points[["x", "y"]].to_numpy(), dtype=torch.float32)
-    chosen = (choose(part, mask_choice) for part in segmenter.predict_in_parts(prompts))
-    pairs = [(mask, score) for part in chosen for mask, score in zip(part.masks, part.scores.tolist(), strict=True)]
-    return [
-        {"image_id": image.id, "category_id": int(category_id), "segmentation": encode_rle(mask), "score": score}
-        for category_id, (masks, scores) in zip(points["category_id"], pairs, strict=True)
-        for mask, score in zip(masks, scores, strict=True)
-    ]
-
-
-def _read_lines(path: Path, settings: dict[str, Any]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Finished images of an earlier run; a last line cut short by a kill is removed from the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if not whole:
-        path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        return
-    if whole != content:
-        os.truncate(path, len(whole))
-    header, *lines = whole.decode("utf-8").splitlines()
-    if json.loads(header) != settings:
-        raise GroundingError(
-            f"{path} holds random points made with {header}, and now {json.dumps(settings)} was asked for; "
-            "choose another output_dir or delete that file"
+def random_results(store: RecordFolder[Record], dataset: CocoDataset) -> list[dict[str, Any]]:
+    """COCO results of the random points' masks, in the order of the dataset's images, of those that have a record."""
+    results = []
+    for record_id, record in dataset.records(store):
+        chosen = zip(
+            record.tensors["categories"].tolist(), record.about["masks"], record.tensors["scores"].tolist(), strict=True
         )
-    for line in lines:
-        entry = json.loads(line)
-        yield entry["image_id"], entry["results"]
+        for category_id, masks, scores in chosen:
+            results += coco_results(int(record_id), category_id, masks, scores)
+    return results
+
+
+def _segment(image: CocoImage, points: pd.DataFrame, segmenter: Segmenter, mask_choice: str) -> Record:
+    """One image's record: `points` [c, 2], their `categories` [c] and the masks' `scores` [c, m]; masks in the JSON."""
+    prompts = torch.tensor(points[["x", "y"]].to_numpy(), dtype=torch.float32)
+    segmenter.set_image(load_image(image.path))
+    masks, scores = encode_chosen(segmenter.predict_in_parts(prompts), mask_choice)
+    categories = torch.tensor(points["category_id"].to_numpy(int))
+    return Record({"points": prompts, "categories": categories, "scores": scores}, {"masks": masks})

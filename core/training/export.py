@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.checkpoints import load_checkpoint
+from core.claim import read_claim
 from core.errors import GroundingError
 from core.prompts import adopt_template
 from core.training.recipes import Recipe
@@ -82,7 +82,7 @@ def merge_sharded(output: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     trained = output / SHARDED
     if not (output / "recipe.json").is_file() or not trained.is_dir():
         raise GroundingError(f"{str(output)!r} holds no ended run with sharded weights; nothing to merge")
-    settings = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
+    settings = read_claim(output / "recipe.json")["config"]
     model, processor = load_checkpoint(settings["model"], device="cpu", dtype=dtype)
     recipe = Recipe(**settings["recipe"])
     adopt_template(processor, recipe.template)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 
-from core.atomic import write_atomically
 from core.checkpoints import load_checkpoint
+from core.claim import claim
 from core.errors import GroundingError
 from core.prompts import adopt_template
 from core.training.collator import Collator
@@ -78,11 +77,11 @@ def train(
     Source: paper section 4.1 (LLaVA-1.5's recipe).
     """
     options, output = options or RunOptions(), Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    settings = {"model": str(model), "data": str(data), "recipe": asdict(recipe), "max_steps": options.max_steps}
-    _claim(output / "recipe.json", settings)
     samples = read_samples(data, images)
     arguments = training_arguments(recipe, options, output)
+    settings = {"model": str(model), "data": str(data), "recipe": asdict(recipe), "max_steps": options.max_steps}
+    output.mkdir(parents=True, exist_ok=True)
+    claim(output / "recipe.json", settings, rank=int(os.environ.get("RANK", "0")))
     network, processor = load_checkpoint(model, device="cpu", dtype=frozen_dtype(recipe, options))
     torch.manual_seed(recipe.seed)
     network = prepare_stage(network, recipe)
@@ -198,20 +197,3 @@ def last_checkpoint(output: Path) -> str | None:
     found = [path.parent for path in output.glob(f"checkpoint-*/{STATE}") if path.stat().st_size]
     found = [path for path in found if path.name.rpartition("-")[2].isdigit()]
     return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
-def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """Write down what is run here, or refuse to go on with something else."""
-    content = json.dumps(settings, indent=2, sort_keys=True)
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        flat = [{**one, **one["recipe"]} for one in (before, json.loads(content))]
-        changed = [key for key in flat[1] if key != "recipe" and flat[0].get(key) != flat[1][key]]
-        if changed:
-            seen = ", ".join(f"{key} {flat[0].get(key)!r} then, {flat[1][key]!r} now" for key in changed)
-            raise GroundingError(
-                f"{str(path.parent)!r} holds a run with other settings ({seen}); give another output directory, or "
-                "the same settings to go on"
-            )
-    elif int(os.environ.get("RANK", "0")) == 0:
-        write_atomically(path, content.encode())

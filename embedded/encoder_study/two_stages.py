@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from core.atomic import write_atomically
+from core.claim import claim, read_object, refuse_other
 from core.errors import GroundingError
 from core.training.loss_log import FILE, append_loss, rewind
 from core.training.stages import visual_parts
@@ -83,8 +84,7 @@ def run_stage(
 
     Args:
         name: of the variant.
-        output: gets `losses.jsonl`, `model` and, last, `result.json` with the loss on held-out scenes. Only that file
-            tells the settings: a killed run must be gone on with by the same.
+        output: gets `recipe.json`, `losses.jsonl`, `model` and, last, `result.json` with the loss on held-out scenes.
         seed: of the new weights and of the samples, their order and what is asked about them.
         start: stage 1's `output`; stage 2 needs it.
 
@@ -98,15 +98,14 @@ def run_stage(
     variant, result = find_variant(name), output / "result.json"
     settings = {"variant": name, "seed": seed, "recipe": asdict(recipe)}
     if result.is_file():
-        found = json.loads(result.read_text())
-        if {key: found.get(key) for key in settings} != settings:
-            raise GroundingError(f"{output} holds a run with other settings; remove it or give another folder")
+        found = read_object(result)
+        refuse_other(output, {key: found.get(key) for key in settings}, settings)
         return output / "model"
     if recipe.stage == 2 and start is None:
         raise GroundingError("stage 2 starts from a model of stage 1; give its folder as start")
     if recipe.scenes > data.held_out.start:
         raise GroundingError(f"{recipe.scenes} scenes to train on reach into the held-out ones {data.held_out}")
-    output.mkdir(parents=True, exist_ok=True)
+    claim(output / "recipe.json", settings)
     model, processor = build_llava(variant, data.cache.parts, seed=seed)
     if start is not None:
         load_learnt(model, start / "model")
