@@ -74,7 +74,7 @@ class Settings:
     def __post_init__(self) -> None:
         self.ground_options()
         self.matcher(nlp=None)
-        _check_names("loading", self.loading, LOADING)
+        check_names("loading", self.loading, LOADING)
         for name, known in {"geometry": GEOMETRIES, "dtype": DTYPES}.items():
             if self.loading.get(name, known[0]) not in known:
                 raise GroundingError(f"{name} is {self.loading[name]!r}; choose one of {', '.join(known)}")
@@ -172,7 +172,7 @@ class Settings:
         Raises:
             GroundingError: an unknown option or value.
         """
-        _check_names("matching", self.matching, ("by", "threshold"))
+        check_names("matching", self.matching, ("by", "threshold"))
         return CategoryMatcher(nlp, **self.matching)
 
     def provenance(self, n_images: int, *, segmented: bool = True, matched: bool = False, **extra: Any) -> Provenance:
@@ -213,7 +213,12 @@ class Settings:
         return mark_finished(self.output_dir)
 
 
-def _check_names(what: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+def check_names(what: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse keys of a notebook's mapping that nothing reads.
+
+    Raises:
+        GroundingError: an unknown key.
+    """
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise GroundingError(f"{what} has no {', '.join(unknown)}; it takes {', '.join(known)}")

@@ -40,8 +40,8 @@ def needed_bytes(options: argparse.Namespace) -> int:
     """Estimated peak of the second stage, the hungrier one: shared weights, both adapters, one step's activations."""
     from difflmm_tasks import recipe_of
 
+    from core.training.budget import memory
     from core.training.cost import step_costs
-    from core.training.dry_run import memory
     from core.training.stages import count_parameters, prepare_stage
 
     pair = build(options.sizes, device="meta", dtype=torch.float32)

@@ -483,7 +483,7 @@ def test_accumulation_checkpointing_and_bfloat16(models, data, tmp_path):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_dry_run_counts_what_is_there(models, broken, name, stage):
     from core.checkpoints import load_checkpoint
-    from core.training.dry_run import dry_run
+    from core.training.budget import dry_run
 
     recipe = stage_recipe(stage, **QUICK)
     found = dry_run(models[name], broken, recipe=recipe, options=HERE, rate=1e9)
@@ -759,8 +759,11 @@ def training_settings(tmp_path, **changes):
     ("changes", "message"),
     [
         ({"stages": "3"}, "stages is '3'; choose one of both, 1, 2"),
-        ({"projector": "old"}, "projector is 'old'"),
-        ({"dtype": "fp16"}, "dtype is 'fp16'"),
+        ({"parts": {"projector": "old"}}, "projector is 'old'"),
+        ({"parts": {"dtype": "fp16"}}, "dtype is 'fp16'"),
+        ({"parts": {"llm": "x"}}, "parts has no llm; it takes language_model, clip"),
+        ({"data": {"stage1": "x"}}, "data has no stage1; it takes stage_1, stage_2, images"),
+        ({"question": {"picture": "x"}}, "question has no picture; it takes image, prompt, max_new_tokens"),
         ({"n_images": 0}, "n_images is 0; give a number of scenes"),
         ({"stage_1": {"bath": 2}}, "a recipe has no bath"),
         ({"stage_2": {"learning_rate": "quick"}}, "stage_2: learning_rate is 'quick'; it must be a number"),
@@ -774,7 +777,9 @@ def test_training_settings_that_cannot_be_used_are_refused(tmp_path, changes, me
 
 
 def test_what_only_learnt_captions_is_asked_for_one(tmp_path):
-    asked = {stages: training_settings(tmp_path, stages=stages).asked("What is it?") for stages in ("1", "2", "both")}
+    question = {"prompt": "What is it?"}
+    settings = {stages: training_settings(tmp_path, stages=stages, question=question) for stages in ("1", "2", "both")}
+    asked = {stages: each.asked["prompt"] for stages, each in settings.items()}
     assert asked == {"1": "", "2": "What is it?", "both": "What is it?"}
 
 
@@ -786,8 +791,8 @@ def test_shell_commands_are_the_notebooks_run(tmp_path):
     from core.training.recipes import Recipe
 
     changes = {"batch": 8, "learning_rate": "1e-3", "bf16": False, "warmup": 0}
-    options = {"workers": 0, "gradient_checkpointing": False}
-    settings = training_settings(tmp_path, stage_1=changes, stage_2=changes, options=options, seed=3, device="cpu")
+    options = {"workers": 0, "gradient_checkpointing": False, "device": "cpu"}
+    settings = training_settings(tmp_path, stage_1=changes, stage_2=changes, options=options, seed=3)
     start, *stages = shell_commands(settings).splitlines()
     assert start.startswith("python -m core.training.assemble --model embedded --seed 3 --dtype float32 --output")
     for number, line in enumerate(stages, start=1):
@@ -798,9 +803,8 @@ def test_shell_commands_are_the_notebooks_run(tmp_path):
         assert parsed.output == settings.run(number)
     sharded = shell_commands(settings, launcher="accelerate launch --config_file configs/fsdp.yaml").splitlines()
     assert [line.startswith("python -m core.training --merge") for line in sharded] == [False, False, True, False, True]
-    kept = training_settings(
-        tmp_path, projector="kept", stages="2", model="some/model", tuning="t.json", pretraining="p"
-    )
+    given = {"model": "some/model", "parts": {"projector": "kept"}, "data": {"stage_1": "p", "stage_2": "t.json"}}
+    kept = training_settings(tmp_path, stages="2", **given)
     assert shell_commands(kept).startswith(
         "python -m core.training --stage 2 --model some/model --data t.json --output"
     )

@@ -11,14 +11,18 @@ from typing import Any, get_type_hints
 import pandas as pd
 import torch
 
+from analysis.settings import check_names, mark_finished
 from analysis.tables import Provenance
 from core.errors import GroundingError
-from core.training.dry_run import GIB, DryRun
+from core.training.budget import GIB, DryRun
 from core.training.recipes import RECIPES, Recipe, stage_recipe
 from core.training.run import RunOptions
 
 DTYPES = ("float32", "bfloat16", "float16")
 PROJECTORS = ("new", "kept")
+PARTS = {"language_model": "", "clip": "", "diffusion": "", "encoder": {}, "projector": "new", "dtype": "float32"}
+DATA = ("stage_1", "stage_2", "images")
+QUESTION = {"image": "", "prompt": "Describe the image in detail.", "max_new_tokens": 512}
 WHICH = {"both": (1, 2), "1": (1,), "2": (2,)}
 
 
@@ -28,20 +32,20 @@ class TrainingSettings:
 
     Attributes:
         output_dir: folder of runs, figures and tables; made if it is not there.
-        model, language_model, clip, diffusion: start from a model, or from parts; see
-            `core.training.assemble.write_start`.
-        encoder: fields of the diffusion encoder's configuration.
-        projector: "new" or "kept": whether a model's projector (captioner, positions) begins anew.
+        model: checkpoint of LLaVA or DiffLMM to start from, unless `parts` name a language model.
+        parts: arguments of `core.training.assemble.write_start` (`language_model`, `clip`, `diffusion`, `encoder`), the
+            `dtype` of what is put together, and `projector`: "new" (the default) or "kept", whether a model's projector
+            (captioner, positions) begins anew.
         stages: "both", "1" or "2".
         stage_1, stage_2: changes to the paper's recipes, fields of `core.training.recipes.Recipe`; "recipe" names
             another one of `RECIPES` to change.
         options: fields of `core.training.run.RunOptions`.
-        pretraining, tuning: LLaVA-format JSON of stages 1 and 2; "" = embedded training scenes, drawn here.
-        images_dir: folder of their pictures; "" = `images` beside each JSON.
+        data: LLaVA-format JSON of `stage_1` and of `stage_2`, and the folder `images` of their pictures (by default
+            `images` beside each); a stage without gets embedded training scenes, drawn here.
         n_images: embedded scenes to draw.
+        question: what is asked in the end: `image` (by default an embedded validation scene), `prompt` and
+            `max_new_tokens`.
         seed: of new weights, the order of samples and dropout.
-        device: "auto" or "cpu".
-        dtype: of the model that stage 1 starts from.
 
     Raises:
         GroundingError: a value that cannot be used; the message says which values can.
@@ -49,27 +53,23 @@ class TrainingSettings:
 
     output_dir: str
     model: str = "embedded"
-    language_model: str = ""
-    clip: str = ""
-    diffusion: str = ""
-    encoder: dict[str, Any] = field(default_factory=dict)
-    projector: str = "new"
+    parts: dict[str, Any] = field(default_factory=dict)
     stages: str = "both"
     stage_1: dict[str, Any] = field(default_factory=dict)
     stage_2: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    pretraining: str = ""
-    tuning: str = ""
-    images_dir: str = ""
+    data: dict[str, str] = field(default_factory=dict)
     n_images: int = 0
+    question: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, known in {"projector": PROJECTORS, "stages": tuple(WHICH), "dtype": DTYPES}.items():
-            if getattr(self, name) not in known:
-                raise GroundingError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+        for name, known in (("parts", PARTS), ("data", DATA), ("question", QUESTION)):
+            check_names(name, getattr(self, name), known)
+        chosen = {"stages": self.stages, "projector": self.part("projector"), "dtype": self.part("dtype")}
+        for name, known in (("stages", tuple(WHICH)), ("projector", PROJECTORS), ("dtype", DTYPES)):
+            if chosen[name] not in known:
+                raise GroundingError(f"{name} is {chosen[name]!r}; choose one of {', '.join(known)}")
         if not self.output_dir:
             raise GroundingError("output_dir is empty; give a folder for runs, tables and figures")
         if self.n_images < 1 and not all(map(self.given, self.chosen)):
@@ -78,6 +78,10 @@ class TrainingSettings:
             self.recipe(stage)
         self.run_options()
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+
+    def part(self, name: str) -> Any:
+        """A value of `parts`, or its default."""
+        return (PARTS | self.parts)[name]
 
     def path(self, *parts: str) -> Path:
         """A path under the output directory."""
@@ -101,12 +105,8 @@ class TrainingSettings:
 
     def run_options(self) -> RunOptions:
         """Where and how the stages run."""
-        given = {"device": self.device, **_numbers(self.options, "options", RunOptions)}
-        known = [each.name for each in fields(RunOptions)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise GroundingError(f"options has no {', '.join(unknown)}; its fields are {', '.join(known)}")
-        return RunOptions(**given)
+        check_names("options", self.options, [each.name for each in fields(RunOptions)])
+        return RunOptions(**_numbers(self.options, "options", RunOptions))
 
     def run(self, stage: int) -> Path:
         """The directory of a stage's run."""
@@ -114,17 +114,14 @@ class TrainingSettings:
 
     def start_parts(self) -> dict[str, Any]:
         """Keyword arguments of `core.training.assemble.write_start`; empty where a model is taken as it is."""
-        new = self.projector == "new" and 1 in self.chosen
-        if not self.language_model and not new:
+        new = self.part("projector") == "new" and 1 in self.chosen
+        if not self.part("language_model") and not new:
             return {}
         return {
-            "model": "" if self.language_model else self.model,
-            "language_model": self.language_model,
-            "clip": self.clip,
-            "diffusion": self.diffusion,
-            "encoder": self.encoder,
+            "model": "" if self.part("language_model") else self.model,
+            **{name: self.part(name) for name in ("language_model", "clip", "diffusion", "encoder")},
             "seed": self.seed,
-            "dtype": getattr(torch, self.dtype),
+            "dtype": getattr(torch, self.part("dtype")),
         }
 
     def prepare_start(self) -> str:
@@ -145,9 +142,9 @@ class TrainingSettings:
 
     def given(self, stage: int) -> str:
         """The JSON file that was given for a stage, "" for embedded scenes."""
-        return self.pretraining if stage == 1 else self.tuning
+        return self.data.get(f"stage_{stage}", "")
 
-    def data(self, stage: int) -> Path:
+    def file(self, stage: int) -> Path:
         """The JSON file of a stage; embedded scenes are drawn into the output directory."""
         if self.given(stage):
             return Path(self.given(stage))
@@ -160,26 +157,28 @@ class TrainingSettings:
 
     def images(self) -> str | None:
         """The folder of the pictures, None for the one beside the JSON."""
-        return self.images_dir or None
+        return self.data.get("images") or None
 
-    def question_picture(self, given: str = "") -> Path:
-        """The picture to ask about: a file, or else the first embedded validation scene."""
-        if given:
-            return Path(given)
+    def question_picture(self) -> Path:
+        """The picture to ask about: the one given, or else the first embedded validation scene."""
+        if self.asked["image"]:
+            return Path(self.asked["image"])
         from embedded.scenes.dataset import write_dataset
 
         folder = self.path("data", "val")
         write_dataset(folder, split="val", n=1, seed=self.seed)
         return folder / "images" / "val_000000.png"
 
-    def asked(self, prompt: str) -> str:
-        """What the trained model is asked in its own template; the captions of "plain" follow no words."""
-        return "" if self.recipe(self.chosen[-1]).template == "plain" else prompt
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The question in the end: `image`, `prompt`, `max_new_tokens`. The captions of "plain" follow no words."""
+        plain = self.recipe(self.chosen[-1]).template == "plain"
+        return QUESTION | self.question | ({"prompt": ""} if plain else {})
 
     def model_name(self) -> str:
         """The start in words, for tables."""
-        parts = [part for part in (self.language_model, self.clip, self.diffusion) if part]
-        return " + ".join(parts) if self.language_model else self.model
+        parts = [part for part in map(self.part, ("language_model", "clip", "diffusion")) if part]
+        return " + ".join(parts) if self.part("language_model") else self.model
 
     def provenance(self, samples: int) -> Provenance:
         """What made a table of the chosen stages: start, data, recipes."""
@@ -195,9 +194,7 @@ class TrainingSettings:
 
     def finish(self) -> Path:
         """Leave the marker that says that the notebook came to its end."""
-        marker = self.path("DONE")
-        marker.write_text("finished\n", encoding="utf-8")
-        return marker
+        return mark_finished(self.output_dir)
 
 
 def dry_run_table(planned: Mapping[str, DryRun]) -> pd.DataFrame:
@@ -239,14 +236,14 @@ def shell_commands(settings: TrainingSettings, *, launcher: str = "python") -> s
     if parts:
         start = str(settings.path("records", "start"))
         given = {name: value for name, value in parts.items() if name not in ("encoder", "dtype") and value != ""}
-        given |= {"dtype": settings.dtype, **parts["encoder"], "output": start}
+        given |= {"dtype": settings.part("dtype"), **parts["encoder"], "output": start}
         lines.append(_command("python -m core.training.assemble", given))
     for stage in settings.chosen:
         folder = settings.path("data", f"train-seed{settings.seed}")
         data = settings.given(stage) or str(folder / "conversations.json")
         name = settings.recipe_name(stage)
         given = {"stage": stage, "recipe": None if name == "paper" else name, "model": start, "data": data}
-        given |= {"images": settings.images_dir or None, "output": str(settings.run(stage))}
+        given |= {"images": settings.images(), "output": str(settings.run(stage))}
         given |= _changes(settings.recipe(stage), RECIPES[name][stage]) | _changes(settings.run_options(), RunOptions())
         lines.append(_command(f"{launcher} -m core.training", given))
         if any(sharded in launcher for sharded in ("fsdp", "zero")):

@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
     recipe = _recipe(options)
     where = RunOptions(**_given(options, RunOptions))
     if options.dry_run:
-        from core.training.dry_run import dry_run
+        from core.training.budget import dry_run
 
         rate = None if options.rate is None else options.rate * 1e12
         print(dry_run(options.model, options.data, recipe=recipe, options=where, images=options.images, rate=rate))
