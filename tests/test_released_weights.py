@@ -204,7 +204,7 @@ def test_paper_and_compat_differ_where_they_should(published):
 
     paper, compat = DiffusionVisionConfig(), compat_options({}, width=4096)
     changed = {key for key, value in compat.items() if getattr(paper, key) != value}
-    assert changed == {"caption_positions", "released_width", "latents", "resize"}
+    assert changed == {"caption_positions", "released_width", "latents", "resize", "positions_std"}
     assert DiffusionVisionConfig(**compat).hidden_size == 4096
     assert DiffusionVisionConfig(**compat).concatenated_size == 2048
 
