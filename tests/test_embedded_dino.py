@@ -249,7 +249,7 @@ def test_killed_training_ends_where_the_whole_one_does(trained, cache, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         pretrain(RECIPE, tmp_path, pixels_cache=cache)
     assert (tmp_path / "training_state.tmp.pt").is_file()
-    with pytest.raises(GroundingError, match="another recipe"):
+    with pytest.raises(GroundingError, match=r"learning_rate .* then, 0\.002 now"):
         pretrain(replace(RECIPE, learning_rate=2e-3), tmp_path, pixels_cache=cache)
     done = []
     monkeypatch.setattr(Trainer, "step", lambda self, number, p: done.append(number) or real(self, number, p))

@@ -389,6 +389,21 @@ def test_all_masks_triple_the_random_predictions(dataset, tmp_path):
     assert store.config["mask_choice"] == "all"
 
 
+def test_a_wrong_mask_choice_is_no_images_error(dataset, tmp_path):
+    options = {"segmenter": tiny_sam.segmenter(), "directory": tmp_path, "progress": False}
+    with pytest.raises(GroundingError, match="mask choice 'first' is not known"):
+        segment_random_points(dataset, mask_choice="first", **options)
+    assert not list((tmp_path / "records").iterdir())
+
+
+def test_an_image_of_another_size_than_its_annotations_is_an_error_record(dataset, random_run, tmp_path):
+    _, options, _ = random_run
+    images = (replace(dataset.images[0], path=dataset.images[1].path), *dataset.images[1:])
+    store = segment_random_points(replace(dataset, images=images), **{**options, "directory": tmp_path})
+    assert list(store.errors()) == ["3"]
+    assert "(110, 60), and the dataset's annotations are of (80, 120)" in store.errors()["3"]
+
+
 def test_an_unreadable_image_is_reported_and_the_rest_is_scored(dataset, random_run, tmp_path):
     _, options, results = random_run
     broken = tmp_path / "broken.png"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from analysis.scoring.coco import CocoDataset, CocoImage, coco_results
@@ -66,7 +67,7 @@ def segment_random_points(
 ) -> RecordFolder[Record]:
     """Masks of the random points, a record for each image; finished images are not computed again.
 
-    An image that cannot be read becomes an error record and the run goes on.
+    An image that cannot be read, or is not of its annotations' size, becomes an error record and the run goes on.
 
     Args:
         dataset: images and annotated categories.
@@ -80,7 +81,7 @@ def segment_random_points(
         The records; `random_results` makes COCO results of them.
 
     Raises:
-        GroundingError: the folder was begun with other settings.
+        GroundingError: the folder was begun with other settings, or an unknown mask choice.
     """
     config = {
         "baseline": "random point",
@@ -94,11 +95,11 @@ def segment_random_points(
     missing = [image for image in dataset.images if str(image.id) not in done]
     for image in tqdm(missing, desc="random points", file=sys.stdout, mininterval=30, disable=not progress):
         try:
-            record = _segment(image, points[points["image_id"] == image.id], segmenter, mask_choice)
+            picture = _open(image)
         except GroundingError as error:
             store.write_error(str(image.id), str(error))
             continue
-        store.write(str(image.id), record)
+        store.write(str(image.id), _segment(picture, points[points["image_id"] == image.id], segmenter, mask_choice))
     return store
 
 
@@ -114,10 +115,21 @@ def random_results(store: RecordFolder[Record], dataset: CocoDataset) -> list[di
     return results
 
 
-def _segment(image: CocoImage, points: pd.DataFrame, segmenter: Segmenter, mask_choice: str) -> Record:
+def _open(image: CocoImage) -> Image.Image:
+    picture = load_image(image.path)
+    if (picture.height, picture.width) != tuple(image.size):
+        raise GroundingError(
+            f"{image.path} has (H, W) {(picture.height, picture.width)}, and the dataset's annotations are of "
+            f"{tuple(image.size)}; give the images that were annotated"
+        )
+    return picture
+
+
+def _segment(picture: Image.Image, points: pd.DataFrame, segmenter: Segmenter, mask_choice: str) -> Record:
     """One image's record: `points` [c, 2], their `categories` [c] and the masks' `scores` [c, m]; masks in the JSON."""
     prompts = torch.tensor(points[["x", "y"]].to_numpy(), dtype=torch.float32)
-    segmenter.set_image(load_image(image.path))
-    masks, scores = encode_chosen(segmenter.predict_in_parts(prompts), mask_choice)
+    if len(prompts):
+        segmenter.set_image(picture)
+    masks, scores = encode_chosen(segmenter.predict_in_parts(prompts) if len(prompts) else (), mask_choice)
     categories = torch.tensor(points["category_id"].to_numpy(int))
     return Record({"points": prompts, "categories": categories, "scores": scores}, {"masks": masks})

@@ -26,6 +26,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from core.atomic import save_tensors
+from core.claim import refuse_other
 from core.errors import GroundingError
 from embedded.recipes.dino_heads import PrototypeHead, assign, cross_entropy, entropies, picture_loss
 from embedded.recipes.dino_views import random_crops, random_masks, random_windows
@@ -229,11 +230,7 @@ class Trainer:
         if not state_file.is_file():
             return 0
         state = torch.load(state_file, weights_only=True, map_location=self.device)
-        if state["recipe"] != asdict(self.recipe):
-            raise GroundingError(
-                f"{state_file.name} in {state_file.parent.name!r} is of a run with another recipe; delete it to start "
-                "anew, or give the recipe it was made with"
-            )
+        refuse_other(state_file, state["recipe"], asdict(self.recipe), advice="delete the file to start anew")
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         log.info("DINO: going on from step %d", state["step"])
