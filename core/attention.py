@@ -90,6 +90,11 @@ def to_grid(attention: Float[Tensor, "*b k"], view: View) -> Float[Tensor, "*b h
 
     Raises:
         GroundingError: the view points outside the `k` visual tokens.
+
+    >>> import torch
+    >>> from core import View, to_grid
+    >>> to_grid(torch.rand(5, 12), View("image", torch.arange(12).view(3, 4), (0.0, 0.0, 80.0, 60.0))).shape
+    torch.Size([5, 3, 4])
     """
     k = attention.shape[-1]
     if view.index.numel() and not 0 <= int(view.index.min()) <= int(view.index.max()) < k:

@@ -30,6 +30,11 @@ class Generation:
         image_size: (H, W) of the upright original image.
         attention_per_head: float32 [t, l, n, k] when asked for.
         model: provenance: name, revision, family, dtype, row convention, generation options.
+
+    >>> from core import load_lmm
+    >>> answer = load_lmm("embedded", device="cpu").replay("embedded", "What is there?", "A moon.", per_head=True)
+    >>> answer.attention.shape, answer.attention_per_head.shape, answer.view().name
+    (torch.Size([5, 100]), torch.Size([5, 4, 4, 100]), 'image')
     """
 
     text: str

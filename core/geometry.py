@@ -25,6 +25,11 @@ class View:
         index: int64 [h, w]; the position of each cell along the k visual tokens.
         box: (x0, y0, x1, y1) in pixels of the original image. Cells are equal divisions of it. It sticks out of the
             image where the image was padded and misses its ends where the image was cropped.
+
+    >>> import torch
+    >>> from core import View
+    >>> View("image", torch.arange(12).view(3, 4), (0.0, 0.0, 80.0, 60.0)).index.shape
+    torch.Size([3, 4])
     """
 
     name: str

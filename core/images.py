@@ -38,6 +38,10 @@ def load_image(source: Any) -> Image.Image:
     Raises:
         GroundingError: no such file, not an image, truncated or corrupt, more pixels than PIL's limit against
             decompression bombs, or an array of another shape, dtype or range.
+
+    >>> from core import load_image
+    >>> load_image("embedded").size
+    (240, 320)
     """
     if isinstance(source, Image.Image):
         return _finish(source, name="the PIL image")

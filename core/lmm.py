@@ -39,6 +39,14 @@ class LMM:
 
     Raises:
         GroundingError: no adapter for the model's family, or an unknown geometry.
+
+    >>> from core import load_lmm
+    >>> lmm = load_lmm("embedded", geometry="pad", device="cpu")
+    >>> answer = lmm.generate("embedded", "Describe the image in detail.", max_new_tokens=80)
+    >>> answer.text[:43]
+    'The image features a blue moon and a yellow'
+    >>> lmm.replay("embedded", "What is there?", "A blue moon.").attention.shape
+    torch.Size([6, 100])
     """
 
     def __init__(
@@ -278,6 +286,10 @@ def load_lmm(
 
     Raises:
         GroundingError: nothing loadable there, or a family without an adapter or without a spatial grid.
+
+    >>> from core import load_lmm
+    >>> load_lmm("embedded/difflmm", device="cpu", dtype="float32").model.config.vision_config.model_type
+    'diffusion_vision'
     """
     model, processor = load_checkpoint(
         name_or_path,

@@ -40,7 +40,15 @@ class Masks:
 
 
 class Segmenter:
-    """A Segment Anything model that encodes an image once and answers many prompts on it."""
+    """A Segment Anything model that encodes an image once and answers many prompts on it.
+
+    >>> import torch
+    >>> from core import load_image, load_segmenter
+    >>> segmenter = load_segmenter("embedded", device="cpu")
+    >>> segmenter.set_image(load_image("embedded"))
+    >>> segmenter.predict(torch.tensor([[40.5, 112.5]])).masks.shape
+    torch.Size([1, 3, 320, 240])
+    """
 
     def __init__(self, model: Sam, *, name: str = "custom"):
         from segment_anything import SamPredictor
@@ -179,6 +187,10 @@ def load_segmenter(name: str = "embedded", *, model_type: str | None = None, dev
 
     Raises:
         GroundingError: the file is missing, is no checkpoint, or does not fit the model.
+
+    >>> from core import load_segmenter
+    >>> load_segmenter("embedded", device="cpu").name
+    'embedded'
     """
     path = weights_path("sam") if name in ("embedded", "embedded/sam") else Path(name)
     model = load_sam(path, model_type)

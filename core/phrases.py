@@ -26,6 +26,11 @@ class Phrase:
         root: its central noun.
         root_span: (start, end) characters of the central noun.
         tokens: indices of the output tokens that overlap the central noun, ascending; never empty.
+
+    >>> import torch
+    >>> from core.phrases import phrase_at
+    >>> phrase_at("A cat sat.", torch.tensor([[0, 1], [1, 5], [5, 9], [9, 10]]), (0, 5), (2, 5)).tokens
+    (1,)
     """
 
     text: str
@@ -41,6 +46,10 @@ def load_nlp(name: str = "embedded") -> Language:
     Raises:
         GroundingError: the pipeline is not there (with the command that installs it) or cannot be read. Nothing else
             is ever loaded in its place, since scores would change.
+
+    >>> from core import load_nlp
+    >>> [chunk.root.text for chunk in load_nlp("embedded")("There is a red star next to the blue rook.").noun_chunks]
+    ['star', 'rook']
     """
     import spacy
 

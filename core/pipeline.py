@@ -43,6 +43,12 @@ class Grounding:
         options: how it was grounded.
         segmenter, nlp: names of the segmenter and the spaCy pipeline; None where there was none.
         measured: further tensors by name, see `measure` of `core.run.ground_dataset`.
+
+    >>> from core import attend_and_segment, load_lmm, load_nlp
+    >>> lmm, nlp = load_lmm("embedded", geometry="pad", device="cpu"), load_nlp("embedded")
+    >>> found = attend_and_segment("embedded", "What is there?", answer="A moon.", lmm=lmm, segmenter=None, nlp=nlp)
+    >>> found.phrases[0].text, found.points.shape, found.masks
+    ('A moon', torch.Size([1, 2]), ((),))
     """
 
     image_size: tuple[int, int]
@@ -94,6 +100,18 @@ def attend_and_segment(
         GroundingError: an image, prompt or option that cannot be used.
 
     Source: section 3.1 of the paper.
+
+    >>> from core import attend_and_segment, load_lmm, load_nlp, load_segmenter
+    >>> lmm = load_lmm("embedded", geometry="pad", device="cpu")
+    >>> parts = {"lmm": lmm, "segmenter": load_segmenter("embedded", device="cpu"), "nlp": load_nlp("embedded")}
+    >>> found = attend_and_segment("embedded", "Describe the image in detail.", **parts)
+    >>> [phrase.text for phrase in found.phrases][:3]
+    ['The image', 'a blue moon', 'a yellow flag']
+    >>> found.masks[1][0]["size"]
+    [320, 240]
+    >>> one = attend_and_segment("embedded", "What is there?", answer="A moon.", options="reference_v1", **parts)
+    >>> one.options.heads
+    (-2,)
     """
     options = GroundOptions.of(options, **changes)
     picture = load_image(image)
@@ -135,6 +153,13 @@ def ground(
         GroundingError: options that do not fit each other or the generation, an image of another size.
 
     Source: section 3.1 of the paper.
+
+    >>> from core import ground, load_lmm, load_nlp
+    >>> lmm, nlp = load_lmm("embedded", geometry="pad", device="cpu"), load_nlp("embedded")
+    >>> answer = lmm.replay("embedded", "What is there?", "A blue moon.")
+    >>> ways = [ground(answer, "embedded", segmenter=None, nlp=nlp, options=name) for name in ("paper", "reference_v2")]
+    >>> [way.options.aggregation for way in ways]
+    ['mean', 'max']
     """
     options = GroundOptions.of(options, **changes)
     view = generation.view(options.view)

@@ -27,7 +27,15 @@ MEASURED = "measured."
 
 
 class RunStore(RecordFolder[Grounding]):
-    """The groundings of one run. Their attention comes back up to 1/2048 of each map's largest residual."""
+    """The groundings of one run. Their attention comes back up to 1/2048 of each map's largest residual.
+
+    >>> import tempfile
+    >>> from core import RunStore
+    >>> store = RunStore(tempfile.mkdtemp(), {"model": "embedded"})
+    >>> store.write_error("photo", "the image file is truncated")
+    >>> store.ids(), store.errors()
+    ([], {'photo': 'the image file is truncated'})
+    """
 
     kind = "grounding"
 

@@ -72,6 +72,16 @@ def ground_dataset(
 
     Raises:
         GroundingError: an id appears twice, or has no prompt or answer; options that no image could use.
+
+    >>> import tempfile
+    >>> from core import RunStore, ground_dataset, load_lmm, load_nlp
+    >>> parts = {"lmm": load_lmm("embedded", device="cpu"), "segmenter": None, "nlp": load_nlp("embedded")}
+    >>> store = RunStore(tempfile.mkdtemp(), {"what": "an example"})
+    >>> run = {"store": store, "max_new_tokens": 20, "progress": False, **parts}
+    >>> ground_dataset([("scene", "embedded"), ("gone", "gone.png")], "What is there?", **run)
+    RunSummary(grounded=('scene',), failed=('gone',), skipped=())
+    >>> ground_dataset([("scene", "embedded")], "What is there?", **run).skipped
+    ('scene',)
     """
     from tqdm import tqdm  # not tqdm.auto: its widgets leave nothing in logs and exported pages
 
