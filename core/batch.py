@@ -12,7 +12,7 @@ from core.errors import GroundingError
 from core.families.base import Family
 from core.geometry import View
 from core.images import load_image
-from core.prompts import begins_with_bos, space_images
+from core.prompts import asked_gap, begins_with_bos, space_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,8 @@ def pair(image: Any, prompt: Any) -> tuple[list[Any], list[str], bool]:
 def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -> Batch:
     """Process rendered prompts (each with one placeholder) and their images.
 
-    Text behind a picture is tokenised as the model's training does it, see `core.prompts.image_gap`. A text that begins
-    with the first token is tokenised as it is; transformers does the same with chat templates that write it.
+    Text behind a picture is tokenised as the checkpoint says it was trained, see `core.prompts.asked_gap`. A text that
+    begins with the first token is tokenised as it is; transformers does the same with chat templates that write it.
 
     Raises:
         GroundingError: an unreadable image, visual tokens that the family's geometry does not explain, or prompts of
@@ -83,12 +83,13 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
         raise GroundingError(
             "this tokenizer has no padding token; give it one (tokenizer.pad_token) or one image at a time"
         )
+    gap = asked_gap(tokenizer)
     begun = {begins_with_bos(text, tokenizer) for text in texts}
     if len(begun) > 1:
         raise GroundingError(f"only some prompts begin with {tokenizer.bos_token!r}; write it into all or none")
     inputs = family.processor(
         images=[one.image for one in prepared],
-        text=[space_images(text, tokenizer, family.placeholder) for text in texts],
+        text=[space_images(text, tokenizer, family.placeholder, gap=gap) for text in texts],
         add_special_tokens=begun == {False},
         padding=len(texts) > 1,
         padding_side="left",

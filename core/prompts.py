@@ -48,6 +48,7 @@ def adopt_template(processor: Any, name: str) -> None:
     if name not in TEMPLATES:
         raise GroundingError(f"unknown template {name!r}; use one of {', '.join(TEMPLATES)}")
     processor.chat_template = processor.tokenizer.chat_template = TEMPLATES[name]
+    keep_image_gap(processor.tokenizer)
 
 
 def conversation_text(
@@ -81,8 +82,8 @@ def image_gap(tokenizer: Any, image: str) -> str:
 
     LLaVA tokenises the text behind a picture on its own. A sentencepiece tokenizer begins every text with the token of
     a space, "▁" (29871 in front of a line break with Llama's), where transformers' Llama tokenizer does so at the very
-    beginning only; a space makes up for it. A checkpoint that was trained without says `"image_gap": ""` in its
-    tokenizer_config.json.
+    beginning only; a space makes up for it. A checkpoint's tokenizer_config.json says under "image_gap" what it was
+    trained with; where it says nothing (the hub's), training takes what LLaVA's training would.
 
     Source: LLaVA's `tokenizer_image_token`.
     """
@@ -94,9 +95,20 @@ def image_gap(tokenizer: Any, image: str) -> str:
     return " " if alone == behind[1] != behind[0] else ""
 
 
-def space_images(text: str, tokenizer: Any, image: str) -> str:
-    """The text with the tokenizer's `image_gap` behind every picture that text, not another token, follows."""
-    if image not in text or not (gap := image_gap(tokenizer, image)):
+def keep_image_gap(tokenizer: Any) -> None:
+    """Write what training puts behind pictures into the tokenizer, which is then asked so, and saves it."""
+    tokenizer.init_kwargs["image_gap"] = image_gap(tokenizer, IMAGE)
+
+
+def asked_gap(tokenizer: Any) -> str:
+    """What a checkpoint is asked with behind the picture: what it says it was trained with, or else nothing, so that
+    other checkpoints are asked as transformers asks them."""
+    return tokenizer.init_kwargs.get("image_gap", "")
+
+
+def space_images(text: str, tokenizer: Any, image: str, *, gap: str) -> str:
+    """The text with the gap behind every picture that text, not another token, follows."""
+    if image not in text or not gap:
         return text
     tokens = "|".join(map(re.escape, {image, *tokenizer.all_special_tokens}))
     return re.sub(rf"({re.escape(image)})(?!{tokens}|\Z)", rf"\1{gap}", text)

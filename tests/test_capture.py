@@ -18,10 +18,16 @@ PROMPT = "Describe the image in detail."
 NEW = 40  # more than one block of rows
 
 
+@pytest.fixture(scope="module")
+def lmms(checkpoints):
+    """In float64, where the two kernels' rounding, which differs from processor to processor, hides nothing."""
+    return {name: load_lmm(path, device="cpu", dtype=torch.float64) for name, path in checkpoints.items()}
+
+
 def eager(lmm: LMM) -> torch.nn.Module:
     """The same weights with transformers' eager attention."""
     model = transformers.AutoModelForImageTextToText.from_pretrained(lmm.name, attn_implementation="eager")
-    return model.float().eval()
+    return model.to(lmm.model.dtype).eval()
 
 
 def eager_generate(lmm: LMM, images: list, texts: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -56,7 +62,7 @@ def rendered(lmm: LMM, prompt: str = PROMPT) -> str:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.double(), expected.double(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", ["landscape", "portrait"])
@@ -88,13 +94,13 @@ def test_replay_equals_eager(lmm, pictures, shape, row):
     close(lmm.replay(pictures[shape], text, answer, row=row).attention, found.attention)
 
 
-def test_batch_equals_eager_batch_and_one_by_one(lmm, pictures):
+def test_batch_equals_one_by_one_in_eager_and_by_itself(lmm, pictures):
+    """Eager in float64 cannot take padding (its mask's float64 minimum overflows the float32 softmax to NaN)."""
     images = [pictures["landscape"], pictures["portrait"], pictures["small"]]
     texts = [rendered(lmm), rendered(lmm, "What?"), rendered(lmm, "Is there a red umbrella next to the cup?")]
     together = lmm.generate(images, texts, max_new_tokens=NEW, per_head=True)
-    for image, text, found, (ids, weights) in zip(
-        images, texts, together, eager_generate(lmm, images, texts), strict=True
-    ):
+    for image, text, found in zip(images, texts, together, strict=True):
+        ((ids, weights),) = eager_generate(lmm, [image], [text])
         t = len(found.token_ids)
         assert torch.equal(found.token_ids, ids[:t])
         close(found.attention_per_head, weights[:t])

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.encoders.normalisation import CLIP_MEAN, CLIP_STD
 from core.errors import GroundingError
-from core.prompts import IMAGE
+from core.prompts import IMAGE, keep_image_gap
 
 SQUARES = ("crop", "pad")
 PIXELS = (  # what an image processor does, apart from padding
@@ -106,6 +106,7 @@ def llava_tokenizer(language_model: str | Path) -> Any:
     if hasattr(tokenizer, "legacy"):  # transformers does not write down what text behind a special token begins with
         tokenizer.init_kwargs["legacy"] = tokenizer.legacy
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    keep_image_gap(tokenizer)
     return tokenizer
 
 

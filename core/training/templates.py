@@ -10,7 +10,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from core.errors import GroundingError
-from core.prompts import ANSWERS, IMAGE, TEMPLATES, begins_with_bos, conversation_text, messages, space_images
+from core.prompts import (
+    ANSWERS,
+    IMAGE,
+    TEMPLATES,
+    begins_with_bos,
+    conversation_text,
+    image_gap,
+    messages,
+    space_images,
+)
 
 IGNORE = -100  # label of the tokens that carry no loss
 
@@ -68,7 +77,7 @@ def tokenize(
         turns, picture = (("", turns[0][1] or ""),), 0
     picture = picture if visual_tokens else None
     text = conversation_text(tokenizer, messages(turns, picture=picture), TEMPLATES.get(template, template))
-    text = space_images(text, tokenizer, IMAGE).replace(IMAGE, IMAGE * visual_tokens)
+    text = space_images(text, tokenizer, IMAGE, gap=image_gap(tokenizer, IMAGE)).replace(IMAGE, IMAGE * visual_tokens)
     found = tokenizer(
         text, return_offsets_mapping=True, add_special_tokens=not begins_with_bos(text, tokenizer), verbose=False
     )
