@@ -16,6 +16,7 @@ from core.errors import GroundingError
 from core.families.base import GEOMETRIES
 from core.lmm import load_lmm
 from core.options import GroundOptions
+from core.pipeline import refuse_without_effect
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -79,7 +80,7 @@ class Settings:
             if self.loading.get(name, known[0]) not in known:
                 raise GroundingError(f"{name} is {self.loading[name]!r}; choose one of {', '.join(known)}")
         limits = {"n_images": (self.n_images, 0), "seed": (self.seed, 0)}
-        for name, (value, lowest) in (limits | {"max_new_tokens": (self.max_new_tokens, 1)}).items():
+        for name, (value, lowest) in (limits | {"max_new_tokens": (self.answering()["max_new_tokens"], 1)}).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise GroundingError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
         if not self.data and self.n_images == 0:
@@ -88,20 +89,17 @@ class Settings:
             raise GroundingError("output_dir is empty; give a folder for records, tables and figures")
         if not self.prompt.strip():
             raise GroundingError("prompt is empty; the paper asks 'Describe the image in detail.'")
-        if self.answer and set(self.generation) - set(GENERATION):
-            raise GroundingError(
-                f"a given answer is not generated, so {sorted(self.generation)} have no effect; leave generation empty"
-            )
+        if self.answer:
+            refuse_without_effect(self.run_options()["generation_options"])
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)
 
     def path(self, *parts: str) -> Path:
         """A path under the output directory."""
         return Path(self.output_dir, *parts)
 
-    @property
-    def max_new_tokens(self) -> int:
-        """Longest answer in tokens."""
-        return (GENERATION | self.generation)["max_new_tokens"]
+    def answering(self) -> dict[str, Any]:
+        """Keyword arguments of `LMM.generate`: `max_new_tokens` and what else is given."""
+        return GENERATION | self.generation
 
     def open_dataset(self) -> CocoDataset:
         """The dataset asked for; embedded scenes are drawn into the output directory.
@@ -159,12 +157,9 @@ class Settings:
 
     def run_options(self, **changes: Any) -> dict[str, Any]:
         """Keyword arguments of `core.ground_dataset` that decide what the records hold."""
-        further = {name: value for name, value in self.generation.items() if name not in GENERATION}
-        return {
-            "options": self.ground_options(**changes),
-            "max_new_tokens": self.max_new_tokens,
-            "generation_options": further,
-        }
+        further = self.answering()
+        longest = further.pop("max_new_tokens")
+        return {"options": self.ground_options(**changes), "max_new_tokens": longest, "generation_options": further}
 
     def matcher(self, nlp: Any) -> CategoryMatcher:
         """What matches phrases to categories.
@@ -183,7 +178,7 @@ class Settings:
             matched: phrases were matched to categories.
             extra: further settings.
         """
-        shown = {"prompt": self.prompt, "answer": self.answer} | GENERATION | self.generation | self.lmm_options()
+        shown = {"prompt": self.prompt, "answer": self.answer} | self.answering() | self.lmm_options()
         shown |= {"preset": self.preset} | self.options
         if segmented:
             shown["sam_checkpoint"] = self.sam_checkpoint
@@ -202,7 +197,7 @@ class Settings:
             prompt=self.prompt,
             seed=self.seed,
             options=self.ground_options() if options is None else options,
-            generation=GENERATION | self.generation,
+            generation=self.answering(),
             data=self.data or self.data_name(),
             answer=self.answer,
             **loaded,

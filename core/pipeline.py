@@ -120,12 +120,21 @@ def attend_and_segment(
             picture, prompt, max_new_tokens=max_new_tokens, **options.capture(), **(generation_options or {})
         )
     else:
-        if generation_options:
-            raise GroundingError(
-                f"a given answer is not generated, so {sorted(generation_options)} have no effect; leave them out"
-            )
+        refuse_without_effect(generation_options)
         generation = lmm.replay(picture, prompt, answer, **options.capture(given=True))
     return ground(generation, picture, segmenter=segmenter, nlp=nlp, options=options)
+
+
+def refuse_without_effect(generation_options: Mapping[str, Any] | None) -> None:
+    """Options of `generate` beside an answer that is given.
+
+    Raises:
+        GroundingError: there are some.
+    """
+    if generation_options:
+        raise GroundingError(
+            f"a given answer is not generated, so {sorted(generation_options)} have no effect; leave them out"
+        )
 
 
 def ground(

@@ -12,7 +12,7 @@ from core.errors import GroundingError
 from core.generation import Generation
 from core.images import load_image
 from core.options import GroundOptions
-from core.pipeline import Grounding, ground
+from core.pipeline import Grounding, ground, refuse_without_effect
 from core.records import RunStore
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def ground_dataset(
     capture = options.capture(given=answers is not None)
     if answers is None:
         capture |= {"max_new_tokens": max_new_tokens, **(generation_options or {})}
+    else:
+        refuse_without_effect(generation_options)
     grounded: list[str] = []
     failed: list[str] = []
     skipped: list[str] = []

@@ -147,5 +147,7 @@ def test_refusals(photographs, tmp_path, lmms) -> None:
         with pytest.raises(GroundingError, match=message):
             run(photographs[:1], tmp_path / "options", lmms, **options)
         assert not list((tmp_path / "options" / "records").iterdir()), "a wrong option became the image's error"
+    with pytest.raises(GroundingError, match=r"\['do_sample'\] have no effect"):
+        run(photographs[:1], tmp_path / "fourth", lmms, generation_options={"do_sample": True})
     with pytest.raises(GroundingError, match="batch_size must be at least 1"):
         run(photographs[:2], tmp_path / "third", lmms, batch_size=0)
