@@ -18,7 +18,8 @@ from analysis.gcg.dataset import GcgDataset, GcgImage, load_gcg
 from analysis.gcg.masks import empty_masks, iou_matrix
 from analysis.gcg.predictions import open_predictions
 from analysis.gcg.protocols import Overlap, Thresholds, glamm_counts, optimal_counts
-from analysis.gcg.scores import METRICS, PhraseSimilarity, difference, score_predictions
+from analysis.gcg.scores import METRICS, difference, score_predictions, score_systems
+from analysis.gcg.similarity import PhraseSimilarity
 from core.errors import GroundingError
 
 # What the functions of eval/gcg/evaluate.py (mbzuai-oryx/groundingLMM) give for `tiny_gcg.write(seed=…, n=80)`, phrases
@@ -361,6 +362,23 @@ def test_other_numbers_of_images_cannot_be_paired(tmp_path):
     second = score_predictions(written(tmp_path / "two", many, [["star"]] * 2), tiny_gcg.Vectors(), captions=False)
     with pytest.raises(GroundingError, match="1 and 2 images cannot be paired"):
         difference(first, second, "recall")
+
+
+def test_several_systems_are_scored_as_each_alone(tmp_path):
+    dataset = square_set([["star", "cat"], ["rock"]])
+    found = {
+        name: written(tmp_path / name, dataset, said)
+        for name, said in {"one": [["star"], ["rock"]], "two": [["cat", "star"], None]}.items()
+    }
+    for label, own in score_systems(found, tiny_gcg.Vectors(), captions=False).items():
+        alone = score_predictions(found[label], tiny_gcg.Vectors(), captions=False)
+        assert {name: each.tolist() for name, each in own.counts.items()} == {
+            name: each.tolist() for name, each in alone.counts.items()
+        }
+        assert (own.n_missing, own.n_phrases, own.describe()) == (alone.n_missing, alone.n_phrases, alone.describe())
+    other = written(tmp_path / "other", square_set([["star", "cat"], ["rock"]]), [["star"], []])
+    with pytest.raises(GroundingError, match="the predictions are of different datasets"):
+        score_systems(found | {"other": other}, tiny_gcg.Vectors())
 
 
 def test_intervals_hold_their_value_and_repeat_with_the_seed(scores):

@@ -72,18 +72,25 @@ def cider_scores(candidates: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def caption_scores(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], *, timeout: float | None = None
-) -> tuple[Float[np.ndarray, "texts 23"], Float[np.ndarray, " texts"]]:
+    systems: Sequence[Sequence[str]], references: Sequence[Sequence[str]], *, timeout: float | None = None
+) -> list[tuple[Float[np.ndarray, "texts 23"], Float[np.ndarray, " texts"]]]:
     """METEOR's statistics and CIDEr of captions as they were written; both after COCO's tokenizer.
+
+    Args:
+        systems: of each system a caption for every image. One start of Java serves them all, since loading METEOR's
+            tables takes longer than scoring a thousand captions.
+        references: of each image, at least one.
+        timeout: seconds for either Java program.
 
     Raises:
         GroundingError: no Java (`analysis.gcg.java.missing` tells beforehand), or it fails.
     """
-    flat = [*candidates, *(text for texts in references for text in texts)]
+    flat = [text for texts in (*systems, *references) for text in texts]
     tokens = iter(java.tokenize(flat, timeout=timeout))
-    said = [next(tokens) for _ in candidates]
-    true = [[next(tokens) for _ in texts] for texts in references]
-    return meteor_sums(said, true, timeout=timeout), cider_scores(said, true)
+    said, true = ([[next(tokens) for _ in texts] for texts in group] for group in (systems, references))
+    sums = meteor_sums([text for texts in said for text in texts], [*true] * len(said), timeout=timeout)
+    parts = np.split(sums, len(said)) if said else []
+    return [(part, cider_scores(texts, true)) for part, texts in zip(parts, said, strict=True)]
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:

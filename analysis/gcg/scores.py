@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from analysis.gcg import java
 from analysis.gcg.captions import caption_scores, meteor_scores
@@ -17,6 +16,7 @@ from analysis.gcg.masks import empty_masks, iou_matrix
 from analysis.gcg.precision import RankedMasks, rank_masks
 from analysis.gcg.predictions import Prediction, PredictionFolder
 from analysis.gcg.protocols import Overlap, Thresholds, glamm_counts, optimal_counts
+from analysis.gcg.similarity import PhraseSimilarity
 from analysis.scoring.metrics import Interval, resampled_interval
 from core.errors import GroundingError
 from core.text_encoders import TextEncoder
@@ -27,29 +27,6 @@ OPTIMAL = ("precision (optimal)", "recall (optimal)", "F1 (optimal)", "mIoU (opt
 METRICS = (*CAPTIONS, *GLAMM, *OPTIMAL)
 IMAGES_AT_ONCE = 256
 Statistic = Callable[[np.ndarray], np.ndarray]
-
-
-class PhraseSimilarity:
-    """Cosine similarity of phrases; each is encoded once."""
-
-    def __init__(self, encoder: TextEncoder) -> None:
-        self.encoder = encoder
-        self._known: dict[str, np.ndarray] = {}
-
-    def learn(self, texts: Iterable[str]) -> None:
-        """Encode what is new, together."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            vectors = np.asarray(self.encoder.encode(new), dtype=float)
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            self._known |= dict(zip(new, vectors / np.where(lengths > 0, lengths, 1), strict=True))
-
-    def matrix(self, first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, "q h"]:
-        """Every one of the first with every one of the second; 0 where a text has no vector."""
-        self.learn([*first, *second])
-        if not first or not second:
-            return np.zeros((len(first), len(second)))
-        return np.stack([self._known[text] for text in first]) @ np.stack([self._known[text] for text in second]).T
 
 
 @dataclass(frozen=True)
@@ -144,30 +121,50 @@ def difference(first: GcgScores, second: GcgScores, metric: str, *, draws: int =
     return resampled_interval(lambda counts: b(counts) - a(counts), first.n_images, draws=draws, seed=seed)
 
 
-def score_predictions(
-    predictions: PredictionFolder,
+def score_systems(
+    predictions: Mapping[str, PredictionFolder],
     encoder: TextEncoder,
     *,
     thresholds: Thresholds | None = None,
     captions: bool = True,
     timeout: float | None = None,
-) -> GcgScores:
-    """Score a system's predictions under both protocols; they are read one at a time.
+) -> dict[str, GcgScores]:
+    """Score systems' predictions of one dataset under both protocols; files are read one at a time.
 
     Args:
-        predictions: of one system.
+        predictions: of each system by its label.
         encoder: compares phrases; its name belongs to the numbers.
         thresholds: of a match; 0.5 and 0.5 as in the paper.
         captions: whether METEOR and CIDEr are computed; they need Java and are left out with a message without it.
         timeout: seconds for either Java program; by default 300 and 0.2 for each text.
 
     Raises:
-        GroundingError: a malformed prediction, or Java that fails or takes too long.
+        GroundingError: a malformed prediction, systems on different datasets, or Java that fails or takes too long.
 
     Source: section 4.2 and table 2; protocol of the public evaluator of GLaMM (eval/gcg/evaluate.py).
     """
-    thresholds = thresholds or Thresholds()
-    similarity = PhraseSimilarity(encoder)
+    datasets = [found.dataset for found in predictions.values()]
+    if any(dataset is not datasets[0] for dataset in datasets):
+        raise GroundingError("the predictions are of different datasets; open them all with the same one")
+    similarity, why_not = PhraseSimilarity(encoder), "METEOR and CIDEr were not asked for"
+    scored, said = {}, {}
+    for label, found in predictions.items():
+        scored[label], said[label] = _score(found, similarity, thresholds or Thresholds())
+    if captions:
+        why_not = java.missing() or ""
+    columns = {} if why_not or not scored else _caption_columns(datasets[0].images, said, timeout)
+    return {label: replace(own, without_captions=why_not, **columns.get(label, {})) for label, own in scored.items()}
+
+
+def score_predictions(predictions: PredictionFolder, encoder: TextEncoder, **options: Any) -> GcgScores:
+    """`score_systems` of a single one."""
+    return score_systems({"": predictions}, encoder, **options)[""]
+
+
+def _score(
+    predictions: PredictionFolder, similarity: PhraseSimilarity, thresholds: Thresholds
+) -> tuple[GcgScores, list[str]]:
+    """The scores without those of captions, and the captions."""
     rows: list[dict[str, float]] = []
     masks, said = {}, []
     uneven = phrases = 0
@@ -179,19 +176,16 @@ def score_predictions(
             said.append(found.caption)
             uneven += len(found.phrases) != len(found.masks)
             phrases += len(found.phrases)
-    why_not = java.missing() if captions else "METEOR and CIDEr were not asked for"
-    dataset = predictions.dataset
-    return GcgScores(
-        encoder=encoder.name,
-        n_images=len(dataset),
+    scores = GcgScores(
+        encoder=similarity.encoder.name,
+        n_images=len(rows),
         n_missing=len(predictions.missing),
         n_uneven=uneven,
         n_phrases=phrases,
         counts={name: np.array([row[name] for row in rows], dtype=float) for name in rows[0]},
-        masks=rank_masks(dataset, masks),
-        without_captions=why_not or "",
-        **({} if why_not else _caption_columns(dataset.images, said, timeout)),
+        masks=rank_masks(predictions.dataset, masks),
     )
+    return scores, said
 
 
 def _chunks(pairs: Iterable[Any], size: int) -> Iterator[list[tuple[GcgImage, Prediction]]]:
@@ -226,15 +220,21 @@ def _counts(overlap: Overlap, thresholds: Thresholds) -> dict[str, float]:
     }
 
 
-def _caption_columns(images: Sequence[GcgImage], said: Sequence[str], timeout: float | None) -> dict[str, np.ndarray]:
-    """METEOR's statistics, CIDEr and who has a reference; zeros for images that have none."""
+def _caption_columns(
+    images: Sequence[GcgImage], said: Mapping[str, Sequence[str]], timeout: float | None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Of each system METEOR's statistics, CIDEr and who has a reference; zeros for images that have none."""
     captioned = np.array([bool(image.captions) for image in images])
-    places = np.flatnonzero(captioned)
-    meteor, cider = np.zeros((len(images), java.STATISTICS)), np.zeros(len(images))
-    if len(places):
-        references = [images[place].captions for place in places]
-        meteor[places], cider[places] = caption_scores([said[place] for place in places], references, timeout=timeout)
-    return {"meteor": meteor, "cider": cider, "captioned": captioned.astype(float)}
+    places, columns = np.flatnonzero(captioned), {}
+    references = [images[place].captions for place in places]
+    texts = [[own[place] for place in places] for own in said.values()]
+    found = caption_scores(texts, references, timeout=timeout) if len(places) else [None] * len(said)
+    for label, scores in zip(said, found, strict=True):
+        meteor, cider = np.zeros((len(images), java.STATISTICS)), np.zeros(len(images))
+        if scores is not None:
+            meteor[places], cider[places] = scores
+        columns[label] = {"meteor": meteor, "cider": cider, "captioned": captioned.astype(float)}
+    return columns
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
