@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from measure import machine, status  # noqa: E402
 
-from analysis.gcg.dataset import CAPTIONS, MASKS, load_gcg  # noqa: E402
+from analysis.gcg.grandf import CAPTIONS, MASKS, load_gcg  # noqa: E402
 from analysis.gcg.predictions import open_predictions  # noqa: E402
 from analysis.gcg.scores import METRICS, score_predictions  # noqa: E402
 from core.phrases import load_nlp  # noqa: E402

@@ -11,7 +11,7 @@ import tiny_gcg
 
 from analysis.gcg import java
 from analysis.gcg.captions import caption_scores, cider_scores, meteor_scores
-from analysis.gcg.dataset import load_gcg
+from analysis.gcg.grandf import load_gcg
 from analysis.gcg.predictions import open_predictions
 from analysis.gcg.scores import score_predictions
 from core.errors import GroundingError

@@ -12,7 +12,7 @@ import tiny_gcg
 from pycocotools import mask as rle
 from tiny_coco import compressed, grounding, polygon, rectangle, uncompressed
 
-from analysis.gcg.dataset import load_gcg
+from analysis.gcg.grandf import load_gcg
 from analysis.gcg.predictions import open_predictions, prediction_of, read_prediction, write_predictions
 from core.errors import GroundingError
 from core.records import RunStore

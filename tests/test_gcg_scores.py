@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny_coco import compressed, rectangle
 
-from analysis.gcg.dataset import GcgDataset, GcgImage, load_gcg
+from analysis.gcg.dataset import GcgDataset, GcgImage
+from analysis.gcg.grandf import load_gcg
 from analysis.gcg.masks import empty_masks, iou_matrix
 from analysis.gcg.predictions import open_predictions
 from analysis.gcg.protocols import Overlap, Thresholds, glamm_counts, optimal_counts

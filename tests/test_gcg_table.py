@@ -10,8 +10,8 @@ import tiny_gcg
 from tiny_coco import vectors_nlp
 
 from analysis.figures import drawn_numbers
-from analysis.gcg.dataset import load_gcg
 from analysis.gcg.figures import plot_example, plot_gcg, plot_protocols
+from analysis.gcg.grandf import load_gcg
 from analysis.gcg.predictions import open_predictions
 from analysis.gcg.scores import METRICS, difference, score_predictions
 from analysis.gcg.settings import GcgSettings, check_labels

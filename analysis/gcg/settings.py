@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.gcg.dataset import GcgDataset, load_gcg
+from analysis.gcg.dataset import GcgDataset
+from analysis.gcg.grandf import load_gcg
 from analysis.settings import Settings
 from core.errors import GroundingError
 
