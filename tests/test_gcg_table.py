@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from analysis.gcg.settings import GcgSettings, check_labels
 from analysis.gcg.table import compare, gcg_differences, gcg_table, name_models, optimal_table, paper_rows, reading
 from analysis.tables import Provenance, Table
 from core.errors import GroundingError
+from core.phrases import load_nlp
 
 DRAWS = {"draws": 200}
 
@@ -133,10 +136,13 @@ def test_the_embedded_set_is_drawn_and_read(tmp_path):
     assert settings.open_encoder(vectors_nlp()).name.startswith("word vectors of ")
 
 
-def test_given_data_are_read_and_splits_are_other_data(tmp_path):
+def test_given_data_are_read_and_splits_are_other_data(tmp_path, lmms):
     folder = tiny_gcg.write(tmp_path / "grandf", n=5, split="test")
     settings = GcgSettings(output_dir=str(tmp_path / "run"), data=str(folder), split="test", n_images=3)
     assert len(settings.open_dataset()) == 3 and settings.data_name() == "grandf (test)"
+    loaded = {"lmm": lmms["llava"], "segmenter": None, "nlp": load_nlp()}
+    other = replace(settings, split="val")
+    assert settings.run_config(**loaded) != other.run_config(**loaded)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class PhraseSimilarity:
         """Encode what is new, together."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            vectors = np.asarray(self.encoder.encode(new), dtype=float)
+            vectors = np.asarray(self.encoder.encode(new), dtype=np.float32)
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             self._known |= dict(zip(new, vectors / np.where(lengths > 0, lengths, 1), strict=True))
 
