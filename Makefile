@@ -28,7 +28,7 @@ report: $(STAMP)  ## run the notebooks of PROFILE (default: embedded) -> reports
 test: $(STAMP)  ## run the tests
 	$(RUN) -m pytest $(ARGS)
 
-bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation) or difflmm (against LLaVA)
+bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation), difflmm (against LLaVA) or gcg (scores)
 	$(RUN) benchmarks/bench_$(BENCH).py $(ARGS)
 
 embedded: $(STAMP)  ## train the embedded models again (a long run on a CPU)

@@ -14,6 +14,7 @@ import yaml
 from tiny_coco import grounding, rectangle
 
 from analysis.encoders.rows import TABLES
+from analysis.gcg.settings import GcgSettings
 from analysis.paper import paper_table
 from analysis.report.__main__ import NOTEBOOKS, main, profile_jobs
 from analysis.report.parameters import declared_parameters, parameter_problems
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.timeout(900)  # a kernel for each notebook; a busy mach
 NAMES = (
     "encoder_tables",
     "grounded_conversation",
+    "grounded_conversation_generation",
     "head_layer_heatmaps",
     "normalization_effects",
     "pilot_study",
@@ -39,6 +41,11 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
         "figures": ["conversation_scene_0", "best_masks_scene_0", "conversation_astronaut"],
         "tables": ["phrases"],
         "records": ["records/scene_0.safetensors", "run.json"],
+    },
+    "grounded_conversation_generation": {
+        "figures": ["gcg_scores", "gcg_protocols", "gcg_example_val_000000", "gcg_example_val_000001"],
+        "tables": ["table2_gcg", "gcg_protocols"],
+        "records": ["records/val_000000.safetensors", "run.json"],
     },
     "head_layer_heatmaps": {
         "figures": ["mean_map", "head_maps", "head_accuracy"],
@@ -129,7 +136,7 @@ def test_every_parameter_is_read_by_papermill_with_type_and_meaning(name, notebo
 def test_every_parameter_is_used(name, notebook):
     """By its name, or by the one line that reads the parameters into settings."""
     rest = "\n".join(cell.source for cell in code(notebook)[1:])
-    kinds = {"Settings": Settings, "TrainingSettings": TrainingSettings}
+    kinds = {"Settings": Settings, "TrainingSettings": TrainingSettings, "GcgSettings": GcgSettings}
     read = re.search(r"read_parameters\((\w+), globals\(\)\)", rest)
     known = {field.name for field in fields(kinds[read[1]])} if read else set()
     declared = declared_parameters(NOTEBOOKS / f"{name}.ipynb")

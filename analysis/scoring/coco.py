@@ -171,7 +171,7 @@ def load_instances(path: str | Path, images_dir: str | Path = "", *, n_images: i
             or category.
     """
     path = Path(path)
-    content = _read_json(path)
+    content = read_json_object(path)
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
     if missing:
         raise GroundingError(f"{path} lacks {', '.join(missing)}; give a COCO `instances` file")
@@ -185,17 +185,22 @@ def load_instances(path: str | Path, images_dir: str | Path = "", *, n_images: i
     return CocoDataset(path.stem, images, categories, annotations).head(n_images)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in an annotation file.
+
+    Raises:
+        GroundingError: the file is missing, is not JSON, or holds no object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GroundingError(
-            f"cannot read the annotations {path} ({error}); give the path of an `instances` JSON"
+            f"cannot read the annotations {path} ({error}); give the path of an annotation JSON"
         ) from error
     except ValueError as error:
-        raise GroundingError(f"{path} is not a JSON file ({error}); give the path of an `instances` JSON") from error
+        raise GroundingError(f"{path} is not a JSON file ({error}); give the path of an annotation JSON") from error
     if not isinstance(content, dict):
-        raise GroundingError(f"{path} holds a {type(content).__name__}, not an object; give a COCO `instances` file")
+        raise GroundingError(f"{path} holds a {type(content).__name__}, not an object; give an annotation JSON")
     return content
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -91,13 +92,28 @@ def mask_ap_ar(results: Sequence[dict[str, Any]], dataset: CocoDataset) -> dict[
     """
     known = {image.id for image in dataset.images}
     results = [result for result in results if result["image_id"] in known]
+    evaluation = coco_evaluation(dataset.to_coco(), results)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _indexed(dataset.to_coco())
-        evaluation = COCOeval(truth, _detections(results, truth), iouType="segm")
-        evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return {name: float(evaluation.stats[i]) if evaluation.stats[i] >= 0 else float("nan") for name, i in AP_AR.items()}
+
+
+def coco_evaluation(truth: dict[str, Any], results: Sequence[dict[str, Any]], **settings: Any) -> COCOeval:
+    """COCO's own `segm` evaluator, its matching done: `evalImgs` hold it, and `accumulate` goes on from there.
+
+    Args:
+        truth: a COCO dict whose segmentations are compressed run-length codes.
+        results: as in `mask_ap_ar`, of the truth's images alone.
+        settings: of the evaluator's `params`, such as `iouThrs`.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        indexed = _indexed(truth)
+        evaluation = COCOeval(indexed, _detections(results, indexed), iouType="segm")
+        for name, value in settings.items():
+            setattr(evaluation.params, name, value)
+        evaluation.evaluate()
+    return evaluation
 
 
 def _indexed(content: dict[str, Any]) -> COCO:
@@ -156,14 +172,42 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 def _bootstrap(columns: Sequence[np.ndarray], statistic: Any, draws: int, level: float, seed: int) -> Interval:
     table = np.stack([np.asarray(column, dtype=float) for column in columns])
-    n = table.shape[1]
-    value = float(statistic(*table.sum(axis=1, keepdims=True))[0])
+
+    def resampled(counts: np.ndarray) -> np.ndarray:
+        return statistic(*(table @ counts.T))
+
+    return resampled_interval(resampled, table.shape[1], draws=draws, level=level, seed=seed)
+
+
+def resampled_interval(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    n_images: int,
+    *,
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Any number about a set of images, with a percentile bootstrap over them.
+
+    Args:
+        statistic: from how often each image counts, [draws, images], to the number for each draw. A paired difference
+            is the difference of two statistics.
+        n_images: how many images there are.
+    """
+    value = float(statistic(np.ones((1, n_images), dtype=int))[0])
     if np.isnan(value):
         return Interval(value, value, value)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    resampled = statistic(*(table @ counts.T))
+    resampled = statistic(_resamples(n_images, draws, seed))
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
+
+
+@lru_cache(maxsize=1)
+def _resamples(n_images: int, draws: int, seed: int) -> np.ndarray:
+    """How often each image is drawn, int [draws, images]; kept, since many numbers of the same images are asked for."""
+    counts = np.random.default_rng(seed).multinomial(n_images, np.full(n_images, 1 / n_images), size=draws)
+    counts.setflags(write=False)
+    return counts
 
 
 def per_image(values: pd.Series, image_ids: pd.Series, dataset: CocoDataset) -> tuple[np.ndarray, np.ndarray]:

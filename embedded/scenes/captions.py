@@ -20,7 +20,7 @@ CLOSINGS = (
 
 def describe(rng: np.random.Generator, objects: Sequence[SceneObject], texture: str, ground: str) -> str:
     """Some forty words: what is there from left to right, where each thing is, how neighbours relate, how it looks."""
-    listed = _join([_article(f"{thing.colour} {thing.category}") for thing in objects])
+    listed = _join([mention(thing) for thing in objects])
     opening = str(rng.choice(["The image features", "The image shows"]))
     sentences = [f"{opening} {listed} on {_article(f'{texture} {ground} background')}."]
     for number, thing in enumerate(objects):
@@ -45,7 +45,7 @@ def answer_questions(
     name = _name(thing, objects)
     present = {other.category for other in objects}
     absent = str(rng.choice([category for category in CATEGORIES if category not in present]))
-    coloured = _article(f"{thing.colour} {thing.category}")
+    coloured = mention(thing)
     number = NUMBERS[len(objects)]
     there_are = "there is one object" if len(objects) == 1 else f"there are {number} objects"
     pairs = [
@@ -66,6 +66,11 @@ def spoken(texts: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> list[str]:
         *(text for caption, turns in texts for text in (caption, *(part for turn in turns for part in turn))),
         DESCRIBE,
     ]
+
+
+def mention(thing: SceneObject) -> str:
+    """An object's first mention in a description: "an orange anchor"."""
+    return _article(f"{thing.colour} {thing.category}")
 
 
 def _article(words: str) -> str:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from core.atomic import open_atomically, write_atomically
 from embedded.scenes.glyphs import CATEGORIES
+from embedded.scenes.scene_object import SceneObject
 from embedded.scenes.scenes import Scene, make_scene
 
 
@@ -42,7 +43,7 @@ def write_dataset(
     for index in tqdm(range(n), desc=f"scenes ({split})", disable=not progress, mininterval=2):
         scene = make_scene(split, index, size=size, seed=seed)
         name = f"{split}_{index:06d}.png"
-        _write_picture(scene, directory / "images" / name)
+        write_picture(scene, directory / "images" / name)
         images.append(
             {
                 "id": index,
@@ -55,9 +56,9 @@ def write_dataset(
         )
         annotations += _annotations(scene, index, first=len(annotations) + 1)
         conversations.append(_conversation(scene, name))
-    _write_json(directory / "conversations.json", conversations)
+    write_json(directory / "conversations.json", conversations)
     described = f"procedural scenes, split {split}, seed {seed}, {n} pictures"
-    return _write_json(
+    return write_json(
         directory / "instances.json",
         {
             "info": {"description": described, "version": "1"},
@@ -69,26 +70,33 @@ def write_dataset(
 
 
 def _annotations(scene: Scene, image_id: int, *, first: int) -> list[dict]:
-    from pycocotools import mask as coco_mask
-
     rows = []
     for thing in scene.objects:
         if not thing.mask.any():
             continue
-        rle = coco_mask.encode(np.asfortranarray(thing.mask.astype(np.uint8)))
         rows.append(
             {
                 "id": first + len(rows),
                 "image_id": image_id,
                 "category_id": CATEGORIES.index(thing.category) + 1,
-                "segmentation": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
-                "area": int(thing.mask.sum()),
-                "bbox": list(thing.box),
-                "iscrowd": 0,
+                **mask_fields(thing),
                 "attributes": {"colour": thing.colour},
             }
         )
     return rows
+
+
+def mask_fields(thing: SceneObject) -> dict:
+    """What COCO's annotations say of an object's visible pixels: compressed run-length code, area and box."""
+    from pycocotools import mask as coco_mask
+
+    rle = coco_mask.encode(np.asfortranarray(thing.mask.astype(np.uint8)))
+    return {
+        "segmentation": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
+        "area": int(thing.mask.sum()),
+        "bbox": list(thing.box),
+        "iscrowd": 0,
+    }
 
 
 def _conversation(scene: Scene, name: str) -> dict:
@@ -100,12 +108,14 @@ def _conversation(scene: Scene, name: str) -> dict:
     return {"id": name.removesuffix(".png"), "image": name, "conversations": said}
 
 
-def _write_picture(scene: Scene, path: Path) -> None:
+def write_picture(scene: Scene, path: Path) -> None:
+    """Keep a scene's picture as PNG, unless it is there already."""
     if not path.is_file():
         with open_atomically(path) as file:
             scene.image.save(file, format="png")
 
 
-def _write_json(path: Path, content: object) -> Path:
+def write_json(path: Path, content: object) -> Path:
+    """Write a JSON file whole or not at all; returns its path."""
     write_atomically(path, json.dumps(content).encode())
     return path

@@ -1,0 +1,108 @@
+"""Table 2 as pictures: metrics with intervals beside the paper's, both protocols, and single images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pycocotools import mask as rle
+
+from analysis.figures import PALETTE, new_axes, plot_intervals, plot_overlay
+from analysis.gcg.dataset import GcgImage
+from analysis.gcg.predictions import Prediction
+
+SHOWN = ("METEOR", "mIoU", "recall")
+
+
+def plot_gcg(ours: pd.DataFrame, paper: pd.DataFrame, *, title: str = "measured here") -> Figure:
+    """METEOR, mIoU and mask recall of our rows with 95 % intervals above, the paper's rows in grey below, on Axes of
+    their own: other models, other data.
+
+    Args:
+        ours: `analysis.gcg.table.gcg_table`; a metric that was not computed is left out.
+        paper: `analysis.gcg.table.paper_rows`.
+        title: what made ours.
+    """
+    names = [name for name in SHOWN if ours[name].notna().any()]
+    heights = [len(ours) + 0.6, len(paper)]
+    size = (4.4 * len(names) + 1, 1.8 + 0.42 * sum(heights))
+    figure, axes = plt.subplots(2, len(names), figsize=size, height_ratios=heights, layout="constrained", squeeze=False)
+    for column, name in enumerate(names):
+        above, below = axes[:, column]
+        plot_intervals(ours, label="method", value=name, low=f"{name}_low", high=f"{name}_high", ax=above)
+        plot_intervals(paper, label="method", value=name, colours="#AAAAAA", ax=below)
+        for ax in (above, below):
+            ax.set_xlim(0, max(10.0, 1.1 * np.nanmax([*ours[f"{name}_high"], *ours[name], *paper[name]])))
+            if column:
+                ax.set_yticklabels([])
+        above.set_title(f"{name}, measured here", loc="left", fontsize=9)
+        below.set_title(f"{name}, published: {paper['source'].iloc[0]}", loc="left", fontsize=9, color="#666")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def plot_protocols(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """GLaMM's recall beside recall, precision, F1 and mIoU under optimal assignments: a dot with its interval for every
+    system, in percent.
+
+    Args:
+        frame: `analysis.gcg.table.optimal_table`.
+    """
+    names = ("recall, GLaMM", "recall", "precision", "F1", "mIoU")
+    ax = new_axes(8.5, 3.4) if ax is None else ax
+    step = 0.7 / max(len(frame), 1)
+    for number, (_, row) in enumerate(frame.iterrows()):
+        colour = PALETTE[(number + 1) % len(PALETTE)]
+        places = np.arange(len(names)) + step * (number - (len(frame) - 1) / 2)
+        ax.plot(places, row[list(names)].to_numpy(float), "o", color=colour, markersize=6, label=str(row["method"]))
+        for place, name in zip(places, names, strict=True):
+            ends = row[[f"{name}_low", f"{name}_high"]].to_numpy(float)
+            ax.plot([place, place], ends, "-", color=colour, linewidth=2, label=f"_{row['method']}: {name}")
+    ax.set_xticks(range(len(names)), ["recall\n(GLaMM)", *(f"{name}\n(optimal)" for name in names[1:])])
+    ax.set(ylabel="%", ylim=(0, 100))
+    ax.grid(axis="y", color="#ddd", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
+
+
+def plot_example(picture: Any, image: GcgImage, said: dict[str, Prediction], *, most: int = 6) -> Figure:
+    """One picture with its true phrases and masks, then with each system's.
+
+    Args:
+        picture: RGB, of the masks' size.
+        image: the truth.
+        said: prediction of each system by its label.
+        most: masks shown of each.
+    """
+    panels = {"annotated": (image.labels, image.masks)} | {
+        label: (found.phrases, found.masks) for label, found in said.items()
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), layout="constrained", squeeze=False)
+    for ax, (label, (phrases, masks)) in zip(axes[0], panels.items(), strict=True):
+        _panel(picture, phrases[:most], masks[:most], ax)
+        ax.set_title(label, loc="left", fontsize=9)
+    return figure
+
+
+def _panel(picture: Any, phrases: Sequence[str], masks: Sequence[dict[str, Any]], ax: Axes) -> None:
+    colours = [PALETTE[number % len(PALETTE)] for number in range(len(masks))]
+    plot_overlay(picture, [rle.decode(code).astype(bool) for code in masks], colours, ax=ax)
+    for number, (phrase, colour) in enumerate(zip(phrases, colours, strict=False)):
+        ax.annotate(
+            phrase,
+            (0, 0),
+            xycoords="axes fraction",
+            xytext=(2, -12 * (number + 1)),
+            textcoords="offset points",
+            color=colour,
+            fontsize=8,
+            fontweight="bold",
+            annotation_clip=False,
+        )
