@@ -130,7 +130,7 @@ def fake_java(folder, script, monkeypatch):
         ),
         ("exit 4", "Java ended with status 4: no message"),
         ("exit 0", "the tokenizer gave 0 lines for 2 texts"),
-        ("sleep 60", "Java did not finish 2 texts within 1 seconds"),
+        ("exec sleep 60", "Java did not finish 2 texts within 1 seconds"),
     ],
 )
 def test_a_java_that_fails_is_told_and_never_waited_for(tmp_path, monkeypatch, script, message):

@@ -23,6 +23,7 @@ from analysis.scoring.metrics import (
     per_image,
     point_hits,
     ratio_interval,
+    resampled_interval,
 )
 from analysis.scoring.random_point import area_shares, random_points
 from core.errors import GroundingError
@@ -297,6 +298,15 @@ def test_intervals_narrow_with_more_images_and_repeat_with_the_seed():
     assert many.high - many.low < 0.5 * (few.high - few.low)
     assert ratio_interval(hits, counts) == many
     assert ratio_interval(hits, counts, seed=1) != many
+
+
+def test_a_biased_number_can_be_centred():
+    """The largest of ten values: resamples never lie above it."""
+    values = np.arange(10.0)
+    largest = lambda counts: np.where(counts > 0, values, -1).max(axis=1)  # noqa: E731
+    plain, centred = (resampled_interval(largest, 10, centred=centred) for centred in (False, True))
+    assert (plain.value, plain.high) == (9.0, 9.0) and centred.value == 9.0
+    assert centred.low < 9.0 < centred.high and centred.high - centred.low == pytest.approx(plain.high - plain.low)
 
 
 def test_bootstrap_spread_is_that_of_a_share():

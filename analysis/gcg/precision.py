@@ -35,11 +35,7 @@ class RankedMasks:
     true: Int[np.ndarray, " images"]
 
     def ap50(self, counts: Integer[np.ndarray, "draws images"]) -> Float[np.ndarray, " draws"]:
-        """AP at IoU 0.5 of sets of images, given how often each image is in them; nan of one without true masks.
-
-        Among few images, the best precision at each recall is the best of few, so that resamples lie above more often
-        than below.
-        """
+        """AP at IoU 0.5 of sets of images, given how often each image is in them; nan of one without true masks."""
         parts = np.array_split(counts, max(1, counts.shape[0] * len(self.image) // AT_ONCE))
         return np.concatenate([self._ap50(part.astype(float)) for part in parts if len(part)])
 

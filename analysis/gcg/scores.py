@@ -25,6 +25,7 @@ CAPTIONS = ("METEOR", "CIDEr")
 GLAMM = ("AP50", "mIoU", "recall")
 OPTIMAL = ("precision (optimal)", "recall (optimal)", "F1 (optimal)", "mIoU (optimal)")
 METRICS = (*CAPTIONS, *GLAMM, *OPTIMAL)
+CENTRED = ("AP50",)  # metrics whose resamples are biased, see `resampled_interval`
 IMAGES_AT_ONCE = 256
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -94,7 +95,7 @@ class GcgScores:
         statistic = self.statistic(metric)
         if statistic is None:
             return Interval(float("nan"), float("nan"), float("nan"))
-        return resampled_interval(statistic, self.n_images, draws=draws, seed=seed)
+        return resampled_interval(statistic, self.n_images, draws=draws, seed=seed, centred=metric in CENTRED)
 
     def describe(self) -> str:
         """What was scored, and what was not and why."""
@@ -118,7 +119,8 @@ def difference(first: GcgScores, second: GcgScores, metric: str, *, draws: int =
     a, b = first.statistic(metric), second.statistic(metric)
     if a is None or b is None:
         return Interval(float("nan"), float("nan"), float("nan"))
-    return resampled_interval(lambda counts: b(counts) - a(counts), first.n_images, draws=draws, seed=seed)
+    options = {"draws": draws, "seed": seed, "centred": metric in CENTRED}
+    return resampled_interval(lambda counts: b(counts) - a(counts), first.n_images, **options)
 
 
 def score_systems(

@@ -186,6 +186,7 @@ def resampled_interval(
     draws: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    centred: bool = False,
 ) -> Interval:
     """Any number about a set of images, with a percentile bootstrap over them.
 
@@ -193,11 +194,16 @@ def resampled_interval(
         statistic: from how often each image counts, [draws, images], to the number for each draw. A paired difference
             is the difference of two statistics.
         n_images: how many images there are.
+        centred: move the interval so that the resamples' mean lies at the number itself. For numbers whose resamples
+            lie above them as a rule, as AP's do: an image drawn twice makes the ranking more uneven, and the best
+            precision at each recall better.
     """
     value = float(statistic(np.ones((1, n_images), dtype=int))[0])
     if np.isnan(value):
         return Interval(value, value, value)
     resampled = statistic(_resamples(n_images, draws, seed))
+    if centred:
+        resampled = resampled - np.nanmean(resampled) + value
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 
