@@ -25,8 +25,8 @@ install: $(STAMP)  ## create .venv and install everything (the other verbs do th
 report: $(STAMP)  ## run the notebooks of PROFILE (default: embedded) -> reports/PROFILE/index.html
 	$(RUN) -m analysis.report --profile $(PROFILE) $(ARGS)
 
-test: $(STAMP)  ## run the tests
-	$(RUN) -m pytest $(ARGS)
+test: $(STAMP)  ## run the tests, a file at a time on each of two cores
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation), difflmm (against LLaVA) or gcg (scores)
 	$(RUN) benchmarks/bench_$(BENCH).py $(ARGS)
