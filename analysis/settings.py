@@ -127,13 +127,9 @@ class Settings:
         if self.data and Path(self.data).suffix.lower() != ".json":
             found = find_pictures(self.data, limit=self.n_images)
         else:
-            found = {f"{self.picture_kind}_{record_id}": path for record_id, path in self.open_dataset().items()}
+            kind = "image" if self.data else "scene"
+            found = {f"{kind}_{record_id}": path for record_id, path in self.open_dataset().items()}
         return found | bundled_photographs(photographs)
-
-    @property
-    def picture_kind(self) -> str:
-        """What a dataset's pictures are called before their numbers."""
-        return "image" if self.data else "scene"
 
     def data_name(self) -> str:
         """The data in words, for tables."""

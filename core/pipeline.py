@@ -185,8 +185,9 @@ def ground(
         )
     if phrases is None:
         phrases = _said(generation, nlp, options)
-    maps = phrase_maps(generation, phrases, options=options)
-    points = phrase_points(generation, phrases, options=options)
+    attention = token_maps(generation, options=options)
+    maps = _maps(attention, phrases, options)
+    points = _points(generation, attention, phrases, maps, options)
     masks, scores = _segment(picture, maps, points, view, segmenter, options)
     return Grounding(
         size,
@@ -211,9 +212,7 @@ def phrase_maps(
         GroundingError: heads are selected without per-head maps, or an option is unknown.
     """
     options = GroundOptions.of(options, **changes)
-    attention = token_maps(generation, options=options)
-    rows = [aggregate(attention, _tokens(phrase, attention, options), options.aggregation) for phrase in phrases]
-    return torch.stack(rows) if rows else attention.new_zeros(0, attention.shape[1])
+    return _maps(token_maps(generation, options=options), phrases, options)
 
 
 def phrase_points(
@@ -225,14 +224,8 @@ def phrase_points(
         GroundingError: as for `phrase_maps`; or no view of that name.
     """
     options = GroundOptions.of(options, **changes)
-    place = {"view": generation.view(options.view), "size": tuple(generation.image_size)}
-    place["remove_corners"] = options.remove_corners
-    if options.aggregation != "pixel_max" or not phrases:
-        return prompt_points(phrase_maps(generation, phrases, options=options), **place)
     attention = token_maps(generation, options=options)
-    groups = [_tokens(phrase, attention, options) for phrase in phrases]
-    rows = attention[[token for group in groups for token in group]]
-    return prompt_points(rows, groups=[len(group) for group in groups], **place)
+    return _points(generation, attention, phrases, _maps(attention, phrases, options), options)
 
 
 def token_maps(
@@ -261,6 +254,24 @@ def _said(generation: Generation, nlp: Language | None, options: GroundOptions) 
     if nlp is None:
         raise GroundingError("noun phrases need a spaCy pipeline: give nlp=load_nlp(...), or phrases=")
     return find_phrases(generation.text, generation.token_spans, nlp, pronouns=options.pronouns)
+
+
+def _maps(attention: Tensor, phrases: Sequence[Phrase], options: GroundOptions) -> Tensor:
+    rows = [aggregate(attention, _tokens(phrase, attention, options), options.aggregation) for phrase in phrases]
+    return torch.stack(rows) if rows else attention.new_zeros(0, attention.shape[1])
+
+
+def _points(
+    generation: Generation, attention: Tensor, phrases: Sequence[Phrase], maps: Tensor, options: GroundOptions
+) -> Tensor:
+    """The phrases' points from their maps, or with "pixel_max" from those of their tokens."""
+    place = {"view": generation.view(options.view), "size": tuple(generation.image_size)}
+    place["remove_corners"] = options.remove_corners
+    if options.aggregation != "pixel_max" or not phrases:
+        return prompt_points(maps, **place)
+    groups = [_tokens(phrase, attention, options) for phrase in phrases]
+    rows = attention[[token for group in groups for token in group]]
+    return prompt_points(rows, groups=[len(group) for group in groups], **place)
 
 
 def _tokens(phrase: Phrase, attention: Tensor, options: GroundOptions) -> list[int]:
