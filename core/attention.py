@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from core.errors import GroundingError
 from core.geometry import View
 
-NORMALIZATIONS = ("sequence", "none")
+NORMALIZATIONS = ("sequence", "none", "words", "ratio", "prompt")
 AGGREGATIONS = ("mean", "max", "first", "pixel_max")
 
 
@@ -49,20 +50,50 @@ def select_heads(
     return mean_over_heads(chosen[:, :, _indices("head", heads, attention.shape[2])])
 
 
-def normalize(attention: Float[Tensor, "t k"], how: str = "sequence") -> Float[Tensor, "t k"]:
-    """Subtract the mean over the whole answer from every token's map ("sequence"), or nothing ("none").
+def normalize(
+    attention: Float[Tensor, "t k"],
+    how: str = "sequence",
+    *,
+    written: Bool[Tensor, " t"] | None = None,
+    baseline: Float[Tensor, " k"] | None = None,
+) -> Float[Tensor, "t k"]:
+    """Take from every token's map what it shares with the others, so that cells which attract attention at every step
+    (register-like artefacts) vanish.
 
-    The result sums to 0 over `t`: cells that attract attention at every step (register-like artefacts) vanish.
+    Args:
+        attention: the maps of the whole answer.
+        how: "sequence" subtracts the mean over the answer (the paper's); "none" leaves the maps as they are. Ours, for
+            comparison: "words" subtracts the mean over the tokens that wrote something, "ratio" divides by the mean
+            over the answer, "prompt" subtracts the mean map of the prompt's own words, which no answer has touched.
+        written: tokens that wrote a character; needed for "words", where an answer without any keeps its mean.
+        baseline: the map of the prompt, `Generation.prompt_attention`; needed for "prompt".
+
+    Returns:
+        After "sequence" the maps sum to 0 over `t`; after "ratio" they have mean 1 over `t` in every cell that was
+        looked at at all, and 0 elsewhere.
 
     Raises:
-        GroundingError: unknown `how`.
+        GroundingError: unknown `how`, or what it needs is not given.
 
     Source: equation 3.
     """
     _check_choice("normalization", how, NORMALIZATIONS)
     if how == "none" or len(attention) == 0:
         return attention
-    return attention - reduce(attention, "t k -> 1 k", "mean")
+    if how == "prompt":
+        if baseline is None:
+            raise GroundingError(
+                "normalization 'prompt' needs the map of the prompt's words behind the image, and there is none for "
+                "these maps: generate the answer again where the record is older, and take the mean over all heads"
+            )
+        return attention - baseline
+    if how == "words" and written is None:
+        raise GroundingError("normalization 'words' needs to know which tokens wrote something; give written=")
+    counted = attention[written] if how == "words" and written.any() else attention
+    mean = reduce(counted, "t k -> 1 k", "mean")
+    if how == "ratio":
+        return attention / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    return attention - mean
 
 
 def aggregate(attention: Float[Tensor, "t k"], tokens: Sequence[int], how: str = "mean") -> Float[Tensor, " k"]:

@@ -29,6 +29,8 @@ class Generation:
         token_spans: int64 [t, 2], the characters of `text` that each token wrote; (c, c) for special tokens.
         image_size: (H, W) of the upright original image.
         attention_per_head: float32 [t, l, n, k] when asked for.
+        prompt_attention: float32 [k], mean over all layers, heads and words of the prompt behind the image, the row
+            that predicts the first token left out; None where nothing stands there, or the answer has no token.
         model: provenance: name, revision, family, dtype, row convention, generation options.
 
     >>> from core import load_lmm
@@ -45,6 +47,7 @@ class Generation:
     token_spans: Int64[Tensor, "t 2"]
     image_size: tuple[int, int]
     attention_per_head: Float32[Tensor, "t l n k"] | None = None
+    prompt_attention: Float32[Tensor, " k"] | None = None
     model: dict[str, Any] = field(default_factory=dict)
 
     def view(self, name: str | None = None) -> View:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +129,17 @@ class LMM:
     def _generate_recorded(
         self, batch: Batch, options: dict[str, Any], per_head: bool, provenance: dict[str, Any]
     ) -> list[Generation]:
-        recorder = self._recorder(batch.columns, batch.mask, first=batch.length - 1, per_head=per_head)
+        behind = _behind_image(batch.columns)
+        first = min(batch.length - 1, *behind)
+        recorder = self._recorder(batch.columns, batch.mask, first=first, per_head=per_head)
         with recording(self.model, self.family.text_model, recorder):
             sequences = self.model.generate(**batch.inputs, **options)
         answers = cut_answers(sequences[:, batch.length :], self.model, options)
         rows = [
-            (mean[: len(ids)], None if heads is None else heads[: len(ids)])
-            for (mean, heads), ids in zip(recorder.finish(), answers, strict=True)
+            _Rows.cut(recorded, range(start - first, batch.length - 1 - first), batch.length - 1 - first, len(ids))
+            for recorded, start, ids in zip(recorder.finish(), behind, answers, strict=True)
         ]
-        return self._results(batch, answers, rows, per_head, provenance)
+        return self._results(batch, answers, rows, provenance)
 
     def _generate_replayed(
         self, batch: Batch, options: dict[str, Any], per_head: bool, row: str, provenance: dict[str, Any]
@@ -208,37 +211,43 @@ class LMM:
     ) -> list[Generation]:
         longest = max(len(ids) for ids in answers)
         if longest == 0:
-            return self._results(batch, answers, [None] * len(answers), per_head, provenance)
+            return self._results(batch, answers, self._no_rows(batch, per_head), provenance)
         refuse_image_token(answers, self.family)
         inputs, columns = extend(batch, answers, self.family)
-        first = inputs["input_ids"].shape[1] - longest - (row == "predicting")
+        predicting, behind = row == "predicting", _behind_image(columns)
+        total = inputs["input_ids"].shape[1]
+        first = min(total - longest - predicting, *behind)
         mask = inputs["attention_mask"].bool()
-        recorder = self._recorder(columns, mask, first=first, last=first + longest - 1, per_head=per_head)
+        recorder = self._recorder(columns, mask, first=first, last=total - 1 - predicting, per_head=per_head)
         with recording(self.model, self.family.text_model, recorder):
             self.model(**inputs, use_cache=False, logits_to_keep=1)
-        rows = [
-            (mean[longest - len(ids) :], None if heads is None else heads[longest - len(ids) :])
-            for (mean, heads), ids in zip(recorder.finish(), answers, strict=True)
-        ]
-        return self._results(batch, answers, rows, per_head, provenance)
+        rows = []
+        for recorded, start, ids in zip(recorder.finish(), behind, answers, strict=True):
+            asked, said = range(start - first, total - len(ids) - 1 - first), total - len(ids) - predicting - first
+            rows.append(_Rows.cut(recorded, asked, said, len(ids)))
+        return self._results(batch, answers, rows, provenance)
+
+    def _no_rows(self, batch: Batch, per_head: bool) -> list[_Rows]:
+        """The rows of answers without a token."""
+        text_config = self.model.config.get_text_config()
+        shape = (0, text_config.num_hidden_layers, text_config.num_attention_heads)
+        empty = [torch.zeros(*shape, len(columns)) for columns in batch.columns]
+        return [_Rows(each.sum(dim=(1, 2)), each if per_head else None, None) for each in empty]
 
     def _results(
-        self, batch: Batch, answers: list[Tensor], rows: list[Any], per_head: bool, provenance: dict[str, Any]
+        self, batch: Batch, answers: list[Tensor], rows: list[_Rows], provenance: dict[str, Any]
     ) -> list[Generation]:
-        text_config = self.model.config.get_text_config()
         results = []
         for i, ids in enumerate(answers):
-            k = len(batch.columns[i])
-            empty = torch.zeros(0, text_config.num_hidden_layers, text_config.num_attention_heads, k)
-            mean, heads = (empty.sum(dim=(1, 2)), empty if per_head else None) if rows[i] is None else rows[i]
             text, spans = decode_with_spans(self.processor.tokenizer, ids.tolist())
             results.append(
                 Generation(
                     text=text,
                     token_ids=ids,
                     prompt_ids=batch.prompt_ids[i],
-                    attention=_own(mean),
-                    attention_per_head=None if heads is None else _own(heads),
+                    attention=rows[i].mean,
+                    attention_per_head=rows[i].heads,
+                    prompt_attention=rows[i].prompt,
                     views=batch.views[i],
                     token_spans=spans,
                     image_size=batch.sizes[i],
@@ -301,6 +310,30 @@ def load_lmm(
         quantization=quantization,
     )
     return LMM(model, processor, geometry=geometry, template=template, name=str(name_or_path))
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What was recorded of one sample: of its answer the mean [t, k] and every head's [t, l, n, k], of its prompt's
+    words behind the image their mean [k].
+    """
+
+    mean: Tensor
+    heads: Tensor | None
+    prompt: Tensor | None
+
+    @classmethod
+    def cut(cls, recorded: tuple[Tensor, Tensor | None], asked: range, said: int, length: int) -> _Rows:
+        """From all recorded rows those of the prompt, `asked`, and `length` of the answer from `said` on."""
+        mean, heads = recorded
+        answer = slice(said, said + length)
+        prompt = mean[asked.start : asked.stop].mean(dim=0) if len(asked) and length else None
+        return cls(_own(mean[answer]), None if heads is None else _own(heads[answer]), prompt)
+
+
+def _behind_image(columns: tuple[Tensor, ...]) -> list[int]:
+    """Position after the last visual token of each sample."""
+    return [int(each.max()) + 1 for each in columns]
 
 
 def _check_row(row: str) -> None:

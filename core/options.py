@@ -33,7 +33,7 @@ class GroundOptions:
         per_head: keep the maps of every layer and head in the generation; needed for nothing else, since a selection of
             layers or heads captures them by itself.
         layers, heads: average these alone (0-based, negative ones count from the end); None is all.
-        normalization: "sequence" (equation 3) or "none".
+        normalization: "sequence" (equation 3), "none", or ours for comparison, see `core.attention.normalize`.
         pronouns: ground "it" and "they", too. A pronoun names no object, so the default is ours; the released code
             keeps them.
         first_tokens: ground the answer's first so many tokens (end of sequence included) as one phrase, instead of its

@@ -244,7 +244,12 @@ def token_maps(
                 "to select layers or heads, generate with per_head=True; this generation keeps their mean only"
             )
         attention = select_heads(generation.attention_per_head, layers=options.layers, heads=options.heads)
-    return normalize(attention, options.normalization)
+    return normalize(
+        attention,
+        options.normalization,
+        written=generation.token_spans[:, 1] > generation.token_spans[:, 0],
+        baseline=None if options.selects_heads else generation.prompt_attention,
+    )
 
 
 def _said(generation: Generation, nlp: Language | None, options: GroundOptions) -> tuple[Phrase, ...]:

@@ -83,6 +83,8 @@ def _pack(grounding: Grounding, *, keep_maps: bool, keep_per_head: bool) -> Reco
         "scores": grounding.scores,
     }
     tensors |= _compress("attention", generation.attention if keep_maps else generation.attention[:, :0])
+    if generation.prompt_attention is not None:
+        tensors["prompt_attention"] = generation.prompt_attention if keep_maps else generation.prompt_attention[:0]
     if keep_per_head and generation.attention_per_head is not None:
         tensors |= _compress("attention_per_head", generation.attention_per_head)
     tensors |= {f"view.{i}": view.index for i, view in enumerate(generation.views)}
@@ -110,6 +112,7 @@ def _unpack(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> Grounding:
         prompt_ids=tensors["prompt_ids"],
         attention=_expand("attention", tensors),
         attention_per_head=_expand("attention_per_head", tensors),
+        prompt_attention=tensors.get("prompt_attention"),
         views=tuple(views),
         token_spans=tensors["token_spans"],
         image_size=size,

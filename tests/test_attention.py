@@ -35,6 +35,32 @@ def test_no_normalisation_and_an_empty_answer_change_nothing() -> None:
     assert normalize(torch.zeros(0, 4)).shape == (0, 4)
 
 
+def test_the_mean_may_leave_out_tokens_that_wrote_nothing():
+    attention, written = maps(4, 3), torch.tensor([True, True, True, False])
+    expected = attention - attention[:3].mean(0)
+    torch.testing.assert_close(normalize(attention, "words", written=written), expected)
+    assert torch.equal(normalize(attention, "words", written=written & False), normalize(attention))
+
+
+def test_the_ratio_has_mean_one_where_anything_was_seen_and_ignores_a_cells_brightness():
+    attention = maps(4, 3)
+    attention[:, 1] = 0
+    found = normalize(attention, "ratio")
+    torch.testing.assert_close(found.mean(0), torch.tensor([1.0, 0.0, 1.0]))
+    torch.testing.assert_close(normalize(attention * torch.tensor([1.0, 5.0, 7.0]), "ratio"), found)
+
+
+def test_the_prompts_map_is_subtracted_from_every_token():
+    attention, baseline = maps(4, 3), torch.tensor([0.1, 0.2, 0.3])
+    torch.testing.assert_close(normalize(attention, "prompt", baseline=baseline) + baseline, attention)
+
+
+@pytest.mark.parametrize(("how", "needs"), [("prompt", "map of the prompt"), ("words", "which tokens wrote")])
+def test_a_normalization_says_what_it_lacks(how, needs):
+    with pytest.raises(GroundingError, match=needs):
+        normalize(maps(2, 3), how)
+
+
 @pytest.mark.parametrize("how", ["mean", "max", "first"])
 def test_aggregating_one_token_gives_its_map(how: str) -> None:
     attention = maps(6, 8)
@@ -89,7 +115,7 @@ def test_removed_corners_hold_the_minimum_and_the_rest_stays() -> None:
     [
         (
             lambda: normalize(maps(2, 3), "softmax"),
-            "normalization 'softmax' is not known; choose one of sequence, none",
+            "normalization 'softmax' is not known; choose one of sequence, none, words, ratio, prompt",
         ),
         (lambda: aggregate(maps(2, 3), [0], "median"), "aggregation 'median' is not known"),
         (lambda: aggregate(maps(2, 3), []), "at least one token"),

@@ -61,6 +61,12 @@ def rendered(lmm: LMM, prompt: str = PROMPT) -> str:
     return f"USER: {lmm.family.image_block.format(placeholder=lmm.family.placeholder)}\n{prompt} ASSISTANT:"
 
 
+def asked_rows(lmm: LMM, found) -> range:
+    """Positions of the prompt's words behind the image, without the last, which predicts the answer's first token."""
+    last = int((found.prompt_ids == lmm.model.config.image_token_id).nonzero().max())
+    return range(last + 1, len(found.prompt_ids) - 1)
+
+
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found.double(), expected.double(), atol=1e-5, rtol=0)
 
@@ -92,6 +98,33 @@ def test_replay_equals_eager(lmm, pictures, shape, row):
     close(found.attention_per_head, weights)
     close(found.attention, weights.mean((1, 2)))
     close(lmm.replay(pictures[shape], text, answer, row=row).attention, found.attention)
+
+
+@pytest.mark.parametrize("shape", ["landscape", "portrait"])
+def test_the_prompts_own_map_equals_eager(lmm, pictures, shape):
+    answer = torch.tensor(lmm.processor.tokenizer("The cat is next to a cup.", add_special_tokens=False)["input_ids"])
+    text = rendered(lmm, "Is there a red umbrella next to the cup?")
+    weights = eager_forward(lmm, pictures[shape], text, answer)
+    generated = lmm.generate(pictures[shape], text, max_new_tokens=3)
+    asked = asked_rows(lmm, generated)
+    expected = weights[asked.start : asked.stop].mean((0, 1, 2))
+    assert len(asked) > 5
+    close(generated.prompt_attention, expected)
+    for row in ("predicting", "self"):
+        close(lmm.replay(pictures[shape], text, answer, row=row).prompt_attention, expected)
+    others = [pictures["small"], pictures[shape]]  # padded on the left, answers of other lengths
+    texts, answers = [rendered(lmm, "What is there? " * 4), text], ["The cup is red. " * 3, answer]
+    close(lmm.generate(others, texts, max_new_tokens=3)[1].prompt_attention, expected)
+    close(lmm.replay(others, texts, answers)[1].prompt_attention, expected)
+
+
+def test_a_prompt_that_ends_with_the_image_has_no_map(lmm, pictures):
+    text = f"USER: What? {lmm.family.image_block.format(placeholder=lmm.family.placeholder)}"
+    found = lmm.generate(pictures["small"], text, max_new_tokens=2)
+    if len(asked_rows(lmm, found)) == 0:
+        assert found.prompt_attention is None
+    else:  # a family whose image ends in a token of its own
+        assert found.prompt_attention.shape == found.attention.shape[1:]
 
 
 def test_batch_equals_one_by_one_in_eager_and_by_itself(lmm, pictures):
@@ -203,10 +236,8 @@ def test_never_a_square_of_the_sequence(lmm, pictures, monkeypatch):
 
     monkeypatch.setattr(capture, "_attend", spy)
     answer = "The umbrella is on the left side of the image. " * 8
-    lmm.replay(pictures["landscape"], PROMPT, answer, end_of_sequence=False)
-    assert sum(shape[2] for shape in sizes) == 2 * len(
-        lmm.processor.tokenizer(answer, add_special_tokens=False).input_ids
-    )
+    found = lmm.replay(pictures["landscape"], PROMPT, answer, end_of_sequence=False)
+    assert sum(shape[2] for shape in sizes) == 2 * (len(found.token_ids) + len(asked_rows(lmm, found)))
     assert max(shape[2] for shape in sizes) <= capture.ROWS_AT_ONCE
     monkeypatch.setattr(capture, "SCORES_AT_ONCE", 1)
     sizes.clear()

@@ -115,7 +115,7 @@ def _layers(
         raise GroundingError("this generation holds no per-head attention; call generate or replay with per_head=True")
     for layer in generation.attention_per_head.unbind(1):
         flat = rearrange(layer, "t n k -> t (n k)")
-        single = replace(generation, attention=flat, attention_per_head=None)
+        single = replace(generation, attention=flat, attention_per_head=None, prompt_attention=None)
         yield rearrange(phrase_maps(single, phrases, options=whole), "p (n k) -> p n k", n=layer.shape[1])
 
 
