@@ -36,7 +36,8 @@ class Settings:
     """The parameters that the notebooks share; each notebook declares those it has.
 
     Attributes:
-        output_dir: folder of the records, figures and tables; made if it is not there.
+        output_dir: folder of the figures and tables; made if it is not there.
+        runs_dir: folder of answers, embeddings and drawn scenes, which notebooks may share; "" = output_dir.
         model, sam_checkpoint, spacy_model: "embedded", or what core's loaders take.
         data: a COCO `instances` JSON, or pictures without annotations (a file or a folder); "" = embedded validation
             scenes, drawn here.
@@ -57,6 +58,7 @@ class Settings:
     """
 
     output_dir: str
+    runs_dir: str = ""
     model: str = "embedded"
     sam_checkpoint: str = "embedded"
     spacy_model: str = "embedded"
@@ -97,12 +99,16 @@ class Settings:
         """A path under the output directory."""
         return Path(self.output_dir, *parts)
 
+    def shared(self, *parts: str) -> Path:
+        """A path under the folder that this notebook shares with others."""
+        return Path(self.runs_dir or self.output_dir, *parts)
+
     def answering(self) -> dict[str, Any]:
         """Keyword arguments of `LMM.generate`: `max_new_tokens` and what else is given."""
         return GENERATION | self.generation
 
     def open_dataset(self) -> CocoDataset:
-        """The dataset asked for; embedded scenes are drawn into the output directory.
+        """The dataset asked for; embedded scenes are drawn into the shared folder.
 
         Raises:
             GroundingError: the dataset cannot be read, or the data are pictures without annotations.
@@ -115,7 +121,7 @@ class Settings:
             return load_instances(self.data, self.images_dir, n_images=self.n_images)
         from embedded.scenes.dataset import write_dataset
 
-        folder = self.path("data", f"val-seed{self.seed}")
+        folder = self.shared("data", f"val-seed{self.seed}")
         return load_instances(write_dataset(folder, split="val", n=self.n_images, seed=self.seed))
 
     def open_pictures(self, *, photographs: int = 0) -> dict[str, Path]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from segment_anything.modeling import Sam
 
+    from core.embeddings import EmbeddingFolder
+
 MASK_CHOICES = {"last": 1, "best": 1, "all": 3}  # how to choose -> masks kept of each prompt's three
 BYTES_AT_ONCE = 2**28  # decoded mask logits held at a time: 256 MB
 
@@ -56,6 +58,7 @@ class Segmenter:
         self.name = name
         self.predictor = SamPredictor(model.eval())
         self._image_key: bytes | None = None
+        self.embeddings: EmbeddingFolder | None = None  # see `core.embeddings.keep_embeddings`
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -80,7 +83,7 @@ class Segmenter:
                 f"a segmenter needs an RGB image of uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}; "
                 "open files with core.images.load_image"
             )
-        key = hashlib.blake2b(str(pixels.shape).encode() + pixels.tobytes()).digest()
+        key = hashlib.blake2b(str(pixels.shape).encode() + pixels.tobytes(), digest_size=32).digest()
         if key == self._image_key:
             return
         height, width = pixels.shape[:2]
@@ -91,8 +94,23 @@ class Segmenter:
                 "long side, nothing is left of the short one. Crop or pad it"
             )
         self._image_key = None  # an interrupted encoding leaves no image set
-        self.predictor.set_image(pixels)
+        known = None if self.embeddings is None else self.embeddings.read(key.hex())
+        if known is not None:
+            self._restore(known, (height, width))
+        else:
+            self.predictor.set_image(pixels)
+            if self.embeddings is not None:
+                self.embeddings.write(key.hex(), self.predictor.features)
         self._image_key = key
+
+    def _restore(self, embedding: Tensor, size: tuple[int, int]) -> None:
+        """Put the predictor into the state in which encoding an image of this size would have left it."""
+        predictor = self.predictor
+        predictor.reset_image()
+        predictor.features = embedding.to(predictor.device, next(predictor.model.parameters()).dtype)
+        predictor.original_size = size
+        predictor.input_size = predictor.transform.get_preprocess_shape(*size, predictor.transform.target_length)
+        predictor.is_image_set = True
 
     def predict(self, points: Float[Tensor, "p 2"]) -> Masks:
         """Three masks for each positive point (x, y), in pixels of the original image.

@@ -88,6 +88,10 @@ class RecordFolder(Generic[Kept]):
         """Ids that have a record; without those that hold an error if `errors` is False."""
         return set(self._ids(".safetensors")) | (set(self.errors()) if errors else set())
 
+    def has(self, id: str) -> bool:
+        """Whether an id has a record that is no error."""
+        return self._path(id, ".safetensors").is_file()
+
     def errors(self) -> dict[str, str]:
         """Message of every id that has an error instead of a record."""
         whole = set(self._ids(".safetensors"))

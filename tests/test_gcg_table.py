@@ -132,7 +132,7 @@ def test_the_embedded_set_is_drawn_and_read(tmp_path):
     settings = GcgSettings(output_dir=str(tmp_path), n_images=2, split="test", seed=1)
     dataset = settings.open_dataset()
     assert dataset.name == settings.data_name() == "embedded scenes (test, seed 1)"
-    assert [image.id for image in dataset.images] == ["test_000000", "test_000001"]
+    assert [image.id for image in dataset.images] == ["0", "1"]
     assert settings.open_encoder(vectors_nlp()).name.startswith("word vectors of ")
 
 

@@ -40,27 +40,27 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
     "grounded_conversation": {
         "figures": ["conversation_scene_0", "best_masks_scene_0", "conversation_astronaut"],
         "tables": ["phrases"],
-        "records": ["records/scene_0.safetensors", "run.json"],
+        "records": ["records/records/scene_0.safetensors", "records/run.json"],
     },
     "grounded_conversation_generation": {
-        "figures": ["gcg_scores", "gcg_protocols", "gcg_example_val_000000", "gcg_example_val_000001"],
+        "figures": ["gcg_scores", "gcg_protocols", "gcg_example_0", "gcg_example_1"],
         "tables": ["table2_gcg", "gcg_protocols"],
-        "records": ["records/val_000000.safetensors", "run.json"],
+        "records": [],
     },
     "head_layer_heatmaps": {
         "figures": ["mean_map", "head_maps", "head_accuracy"],
         "tables": ["head_accuracy"],
-        "records": ["records/0.safetensors", "run.json"],
+        "records": [],
     },
     "normalization_effects": {
         "figures": ["tokens_before", "mean_map", "tokens_after", "normalization_point_accuracy"],
         "tables": ["normalization_effect"],
-        "records": ["records/0.safetensors", "run.json"],
+        "records": [],
     },
     "pilot_study": {
         "figures": ["pilot_study_point_accuracy", "pilot_study_mask_scores"],
         "tables": ["table1_pilot_study", "caption_objects"],
-        "records": ["records/0.safetensors", "run.json", "random_point/run.json", "random_point/records/0.safetensors"],
+        "records": ["random_point/run.json", "random_point/records/0.safetensors"],
     },
     "table5_encoders": {
         "figures": ["table5_losses", "table5_curves"],
@@ -75,7 +75,7 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
     "train_difflmm": {
         "figures": ["loss_stage_1", "loss_stage_2", "answer"],
         "tables": ["dry_run"],
-        "records": ["start/model.safetensors", "stage_1/losses.jsonl", "stage_2/model/model.safetensors"],
+        "records": [f"records/{file}" for file in ("start/model.safetensors", "stage_1/losses.jsonl")],
     },
 }
 
@@ -185,7 +185,7 @@ def test_promised_files_are_there(report, job):
     for table in PROMISED[job]["tables"]:
         assert (folder / "tables" / f"{table}.html").stat().st_size > 200
     for record in PROMISED[job]["records"]:
-        assert (folder / "records" / record).is_file()
+        assert (folder / record).is_file()
 
 
 @pytest.mark.parametrize("job", PROMISED)
@@ -241,18 +241,27 @@ def test_conversations_need_nothing_from_elsewhere(report):
     assert "<mark" in page and 'class="layer"' in page
 
 
+def test_all_notebooks_of_a_model_share_one_run(report):
+    (run,) = (report[1] / "runs" / "answers").iterdir()
+    assert (run / "run.json").is_file() and (run / "records" / "0.safetensors").is_file()
+    (embeddings,) = (report[1] / "runs" / "embeddings").iterdir()
+    pictures = list((report[1] / "runs" / "data" / "val-seed0" / "images").iterdir())
+    assert len(list((embeddings / "records").iterdir())) == len(pictures)
+
+
 def test_run_again_a_notebook_computes_no_record_again(report):
     folder = report[1] / "normalization_effects"
-    records = {path: path.stat().st_mtime_ns for path in folder.glob("records/**/*") if path.is_file()}
+    runs = folder.parent / "runs"
+    records = {path: path.stat().st_mtime_ns for path in runs.glob("answers/**/*.safetensors")}
     values = yaml.safe_load((NOTEBOOKS / "parameters" / "smoke" / "normalization_effects.yaml").read_text())
     papermill.execute_notebook(
         NOTEBOOKS / "normalization_effects.ipynb",
         folder / "again.ipynb",
-        parameters={**values, "output_dir": str(folder)},
+        parameters={**values, "output_dir": str(folder), "runs_dir": str(runs)},
         kernel_name="python3",
         progress_bar=False,
     )
-    assert len(records) == 4
+    assert len(records) >= 2
     assert {path: path.stat().st_mtime_ns for path in records} == records
 
 

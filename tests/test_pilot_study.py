@@ -238,20 +238,17 @@ def settings(tmp_path):
     return Settings(output_dir=str(tmp_path), n_images=5)
 
 
-def test_a_study_of_one_model_keeps_its_folder_and_rows(dataset, nlp, tmp_path):
+def test_a_study_of_one_model_keeps_its_rows(dataset, nlp, tmp_path):
     (only,) = studied_models(settings(tmp_path), {})
-    assert only.settings.model == "embedded" and only.records == tmp_path / "records"
+    assert only.settings.model == "embedded" and only.folder == ""
     found = collect_predictions(records(), dataset, CategoryMatcher(nlp))
     table = study_table({only.label: found}, [], dataset, models=[only], n_draws=3)
     pd.testing.assert_frame_equal(table, pilot_table(found, [], dataset, n_draws=3))
 
 
-def test_every_model_has_its_own_records(tmp_path):
+def test_every_model_has_a_folder_name_of_its_own(tmp_path):
     study = studied_models(settings(tmp_path), {"LLaVA, CLIP": "embedded", "DiffLMM, SD + CLIP": "somewhere/else"})
-    assert [run.records for run in study] == [
-        tmp_path / "records" / "llava_clip",
-        tmp_path / "records" / "difflmm_sd_clip",
-    ]
+    assert [run.folder for run in study] == ["llava_clip", "difflmm_sd_clip"]
     assert [run.settings.model for run in study] == ["embedded", "somewhere/else"]
     provenance = model_names(study).provenance(5)
     assert provenance.model == "embedded; somewhere/else"
@@ -264,7 +261,7 @@ def test_every_model_has_its_own_records(tmp_path):
     [
         ({"A": ""}, "give `label: model` pairs of two texts"),
         ({"A": 3}, "give `label: model` pairs of two texts"),
-        ({"SD + CLIP": "a", "SD, CLIP": "b"}, "'SD, CLIP' would keep its records in 'sd_clip', like another one"),
+        ({"SD + CLIP": "a", "SD, CLIP": "b"}, "'SD, CLIP' would keep its files in 'sd_clip', like another one"),
         ({"+": "a"}, "labels must differ in letters or digits"),
         ({"Random Point": "a"}, "is the baseline's; choose another"),
     ],

@@ -15,7 +15,14 @@ from analysis.report.__main__ import NOTEBOOKS, main, override_parameters, profi
 from analysis.report.page import flatten, notebook_section, write_page
 from analysis.report.parameters import declared_parameters, fits, parse_value
 from analysis.report.progress import NotebookProgress
-from analysis.report.runs import NotebookJob, count_cells, job_identity, read_state
+from analysis.report.runs import (
+    NotebookJob,
+    count_cells,
+    job_identity,
+    prepare_shared,
+    read_state,
+    shared_folder,
+)
 from core.errors import GroundingError
 
 DOT = base64.b64encode(
@@ -30,6 +37,7 @@ threshold: float = 0.5
 layers: list[int] = [0, 1]
 revision: str = ""
 output_dir: str = "reports/example\""""
+SHARING = 'runs_dir: str = ""  # shared\n' + PARAMETERS
 WRITE = f"""import base64, pathlib, sys
 out = pathlib.Path(output_dir)
 (out / "tables").mkdir(parents=True, exist_ok=True)
@@ -58,7 +66,7 @@ def write_notebook(path: Path, cells: list[str]) -> Path:
     for source in cells:
         cell = nbformat.v4.new_markdown_cell if source.startswith("#") else nbformat.v4.new_code_cell
         notebook.cells.append(cell(source))
-        if source == PARAMETERS:
+        if source in (PARAMETERS, SHARING):
             notebook.cells[-1].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, path)
     return path
@@ -438,3 +446,55 @@ def test_state_survives_damage(tmp_path):
     assert read_state(tmp_path) is None
     (tmp_path / "report.json").write_text(json.dumps({"another": "format"}))
     assert read_state(tmp_path) is None
+
+
+# ---- what notebooks share
+
+
+def shared_runs(tmp_path: Path) -> tuple[list[NotebookJob], Path]:
+    """A job that shares, and a folder with a run of an embedded model, one of another model, and drawn scenes."""
+    notebook = write_notebook(tmp_path / "one.ipynb", ["# One", SHARING, MARK])
+    runs = shared_folder(tmp_path / "out")
+    for name, model in {"own": "embedded/difflmm", "other": "hub/model"}.items():
+        folder = runs / "answers" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "model": {"name_or_path": model},
+            "segmenter": None,
+            "data": "instances.json",
+            "nlp": "en_core_web_lg",
+        }
+        (folder / "run.json").write_text(json.dumps({"config": config}))
+    (runs / "data" / "val-seed0").mkdir(parents=True, exist_ok=True)
+    return [NotebookJob(notebook, {}, tmp_path / "out" / "one")], runs
+
+
+def kept(runs: Path) -> list[str]:
+    return sorted(path.parent.name for path in runs.glob("*/*/run.json")) + [path.name for path in runs.glob("data/*")]
+
+
+def test_changed_code_drops_what_embedded_models_shared_and_nothing_else(tmp_path, monkeypatch):
+    jobs, runs = shared_runs(tmp_path)
+    (runs / "code.json").write_text("{}")
+    prepare_shared(jobs, tmp_path / "out")
+    assert kept(runs) == ["other"]
+
+
+def test_unchanged_code_keeps_all_that_is_shared_and_fresh_keeps_nothing(tmp_path):
+    jobs, runs = shared_runs(tmp_path)
+    prepare_shared(jobs, tmp_path / "out", fresh=True)
+    assert kept(runs) == []
+    shared_runs(tmp_path)
+    prepare_shared(jobs, tmp_path / "out")
+    assert kept(runs) == ["other", "own", "val-seed0"]
+
+
+def test_a_profile_may_name_another_shared_folder(tmp_path):
+    notebooks = make_profile(
+        tmp_path,
+        {"one": ["# One", SHARING, "import pathlib\nprint('in', runs_dir)", MARK]},
+        {"runs_dir": "elsewhere"},
+    )
+    assert run(notebooks, tmp_path / "out") == 0
+    (output,) = [o for c in nbformat.read(tmp_path / "out/one/one.ipynb", 4).cells for o in c.get("outputs", [])]
+    assert output.text == "in elsewhere\n"

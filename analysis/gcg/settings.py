@@ -40,7 +40,7 @@ class GcgSettings(Settings):
             raise GroundingError("text_encoder is empty; give 'spacy' or an encoder such as bert-base-uncased")
 
     def open_dataset(self) -> GcgDataset:
-        """The dataset asked for; embedded scenes are drawn into the output directory.
+        """The dataset asked for; embedded scenes are drawn into the shared folder.
 
         Raises:
             GroundingError: the dataset cannot be read.
@@ -50,7 +50,7 @@ class GcgSettings(Settings):
             return load_gcg(self.data, self.images_dir, **options)
         from embedded.scenes.grounded_captions import write_grounded_captions
 
-        folder = self.path("data", f"{self.split}-seed{self.seed}")
+        folder = self.shared("data", f"{self.split}-seed{self.seed}")
         return load_gcg(write_grounded_captions(folder, split=self.split, n=self.n_images, seed=self.seed), **options)
 
     def data_name(self) -> str:
@@ -60,8 +60,10 @@ class GcgSettings(Settings):
         return f"embedded scenes ({self.split}, seed {self.seed})"
 
     def run_config(self, **loaded: Any) -> dict[str, Any]:
-        """As `Settings.run_config`; the splits of one folder are other data."""
-        return super().run_config(**loaded) | {"split": self.split}
+        """As `Settings.run_config`; the splits of one folder are other data, and the name of embedded scenes says which
+        split they are of.
+        """
+        return super().run_config(**loaded) | ({"split": self.split} if self.data else {})
 
     def open_encoder(self, nlp: Any) -> Any:
         """What compares phrases, a `core.text_encoders.TextEncoder`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -35,12 +34,12 @@ class StudiedModel:
     Attributes:
         label: its row's name.
         settings: the study's, with this model.
-        records: folder of its records.
+        folder: name for a folder of what is its own.
     """
 
     label: str
     settings: Settings
-    records: Path
+    folder: str
 
 
 def studied_models(settings: Settings, models: Mapping[str, Any]) -> tuple[StudiedModel, ...]:
@@ -54,24 +53,21 @@ def studied_models(settings: Settings, models: Mapping[str, Any]) -> tuple[Studi
             would be the same.
     """
     if not models:
-        return (StudiedModel(ATTENDED, settings, settings.path("records")),)
-    folders: dict[str, str] = {}
+        return (StudiedModel(ATTENDED, settings, ""),)
+    study: dict[str, StudiedModel] = {}
     for label, model in models.items():
         if not all(isinstance(text, str) and text.strip() for text in (label, model)):
             raise GroundingError(f"models has {label!r}: {model!r}; give `label: model` pairs of two texts")
         folder = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
-        if label.startswith(RANDOM) or folder == "random_point":
+        if label.startswith(RANDOM):
             raise GroundingError(f"the label {label!r} is the baseline's; choose another")
-        if not folder or folder in folders.values():
+        if not folder or folder in (each.folder for each in study.values()):
             raise GroundingError(
-                f"the label {label!r} would keep its records in {folder!r}, like another one or without a name; "
+                f"the label {label!r} would keep its files in {folder!r}, like another one or without a name; "
                 "labels must differ in letters or digits"
             )
-        folders[label] = folder
-    return tuple(
-        StudiedModel(label, replace(settings, model=models[label]), settings.path("records", folder))
-        for label, folder in folders.items()
-    )
+        study[label] = StudiedModel(label, replace(settings, model=model), folder)
+    return tuple(study.values())
 
 
 def model_names(models: Sequence[StudiedModel]) -> Settings:

@@ -27,7 +27,7 @@ from analysis.report.parameters import (
     unknown_name_message,
 )
 from analysis.report.progress import NotebookProgress
-from analysis.report.runs import NotebookJob, count_cells, run_notebook
+from analysis.report.runs import NotebookJob, count_cells, prepare_shared, run_notebook
 from core.errors import GroundingError
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -126,6 +126,7 @@ def run_report(
         run_options: `force`, `fresh` and `timeout` of `run_notebook`.
     """
     output.mkdir(parents=True, exist_ok=True)
+    prepare_shared(jobs, output, fresh=run_options.get("fresh", False))
     shown = {job.name: job for job in (*listed, *jobs)}
     statuses = {}
     with NotebookProgress({job.name: count_cells(job) for job in jobs}) as progress:

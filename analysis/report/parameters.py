@@ -22,6 +22,7 @@ import yaml
 from core.errors import GroundingError
 
 OUTPUT_DIR = "output_dir"  # every notebook declares it; the runner alone sets it
+RUNS_DIR = "runs_dir"  # folder of the answers that notebooks share; the runner sets it unless a profile does
 NOTEBOOK = "notebook"  # a parameter file's key for its notebook, where that has another name than the file
 _ACCEPTS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),

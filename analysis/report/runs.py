@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from analysis.report.notebook_html import export_html
-from analysis.report.parameters import OUTPUT_DIR, declared_parameters
+from analysis.report.parameters import OUTPUT_DIR, RUNS_DIR, declared_parameters
 from analysis.report.progress import NotebookProgress
 from core.atomic import write_atomically
 from core.errors import GroundingError
@@ -150,6 +150,37 @@ def run_notebook(
     return state
 
 
+def shared_folder(output: Path) -> Path:
+    """Where the notebooks of a report keep the answers and the drawn scenes that they share."""
+    return output / "runs"
+
+
+def prepare_shared(jobs: Sequence[NotebookJob], output: Path, *, fresh: bool = False) -> None:
+    """Drop what the jobs' notebooks share where it can be out of date: everything with `fresh`; else, when `core` or
+    `embedded` changed, the embedded scenes and what came of them or of an embedded model. Records of other models stay.
+    """
+    if not any(_shared(job) for job in jobs):
+        return
+    folder, marker = shared_folder(output), shared_folder(output) / "code.json"
+    code = {package: _digest_tree(_PACKAGES / package) for package in ("core", "embedded")}
+    if fresh and folder.is_dir():
+        shutil.rmtree(folder)
+    if folder.is_dir() and (not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != code):
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        for about in folder.glob("*/*/run.json"):
+            if _is_embedded(json.loads(about.read_text(encoding="utf-8")).get("config", {})):
+                shutil.rmtree(about.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(marker, json.dumps(code).encode())
+
+
+def _is_embedded(config: Mapping[str, Any]) -> bool:
+    """Whether a run is of embedded scenes or has an embedded model in it."""
+    model, segmenter = config.get("model") or {}, config.get("segmenter") or {}
+    names = (model.get("name_or_path"), segmenter.get("name"), config.get("data"), config.get("nlp"))
+    return any(str(name).startswith("embedded") for name in names)
+
+
 def _prepare(job: NotebookJob, identity: Mapping[str, str], fresh: bool) -> None:
     before = read_state(job.directory)
     if before is not None and (fresh or (_uses_embedded_model(job) and _results_are_stale(before, identity))):
@@ -182,7 +213,7 @@ def _execute(job: NotebookJob, progress: NotebookProgress, timeout: int | None) 
         papermill.execute_notebook(
             job.notebook,
             job.executed,
-            parameters={**job.parameters, OUTPUT_DIR: str(job.directory)},
+            parameters={**_shared(job), **job.parameters, OUTPUT_DIR: str(job.directory)},
             kernel_name="python3",
             progress_bar=False,
             stdout_file=progress,
@@ -200,6 +231,11 @@ def _execute(job: NotebookJob, progress: NotebookProgress, timeout: int | None) 
     if not (job.directory / DONE).exists():
         return _error("GroundingError", f"the notebook ended without writing {job.directory / DONE}")
     return {}
+
+
+def _shared(job: NotebookJob) -> dict[str, str]:
+    """The folder that the notebooks of a report share, for one that declares it."""
+    return {RUNS_DIR: str(shared_folder(job.directory.parent))} if RUNS_DIR in declared_parameters(job.notebook) else {}
 
 
 def _tell(progress: NotebookProgress) -> Callable[..., None]:

@@ -22,9 +22,10 @@ def write_grounded_captions(
 ) -> Path:
     """Writes the first `n` scenes of a split as a set for grounded conversation generation and returns its folder.
 
-    The folder holds `images/<id>.png`, `<split>_gcg_coco_caption_gt.json` (each description and, as `labels`, the words
-    by which it first mentions each visible object) and `<split>_gcg_coco_mask_gt.json` (one mask for each label, in
-    their order). Ids are texts such as `val_000012`, as GranD-f has them; pictures that are there are not drawn again.
+    The folder holds `images/<split>_<index>.png`, `<split>_gcg_coco_caption_gt.json` (each description and, as
+    `labels`, the words by which it first mentions each visible object) and `<split>_gcg_coco_mask_gt.json` (one mask
+    for each label, in their order). Pictures and their ids, here as texts, are those of `write_dataset`; what is there
+    is not drawn again.
 
     Args:
         split, n, size, seed, progress: as in `embedded.scenes.dataset.write_dataset`.
@@ -37,10 +38,10 @@ def write_grounded_captions(
     images, captions, masks = [], [], []
     for index in tqdm(range(n), desc=f"grounded scenes ({split})", disable=not progress, mininterval=2):
         scene = make_scene(split, index, size=size, seed=seed)
-        key = f"{split}_{index:06d}"
-        write_picture(scene, directory / "images" / f"{key}.png")
+        key, name = str(index), f"{split}_{index:06d}.png"
+        write_picture(scene, directory / "images" / name)
         shape = {"height": scene.image.height, "width": scene.image.width}
-        images.append({"id": key, "file_name": f"{key}.png", **shape})
+        images.append({"id": key, "file_name": name, **shape})
         visible = [thing for thing in scene.objects if thing.mask.any()]
         labels = [mention(thing) for thing in visible]
         captions.append({"id": index + 1, "image_id": key, "caption": scene.caption, "labels": labels})

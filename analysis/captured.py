@@ -1,0 +1,122 @@
+"""The run that notebooks share: each image is answered once by each model, and every question is put to the record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from analysis.heads.points import HEAD_POINTS, measure_head_points
+from analysis.settings import Settings, describe_run
+from core.attention import select_heads
+from core.embeddings import keep_embeddings
+from core.errors import GroundingError
+from core.generation import Generation
+from core.options import PRESETS, GroundOptions
+from core.pipeline import Grounding
+from core.provenance import fingerprint
+from core.records import RunStore
+from core.run import ground_dataset
+
+SELECTED = "selected_attention"
+SELECTIONS = tuple(dict.fromkeys((o.layers, o.heads) for o in PRESETS.values() if o.selects_heads))
+"""The (layers, heads) that the presets average, of which a record keeps the maps of its tokens."""
+
+
+def capture_run(
+    settings: Settings,
+    dataset: Any,
+    *,
+    lmm: Any,
+    segmenter: Any,
+    nlp: Any,
+    told: bool = True,
+) -> RunStore:
+    """Answer and ground every image of a dataset that has no record yet, keeping all that later questions need.
+
+    Beside the maps of every token, a record holds each head's points and the maps of the heads that presets single out,
+    so that other normalisations, heads, presets and prompts of the segmenter follow from it without the model; and the
+    segmenter keeps its embeddings of the images. With the option `per_head: false` what is known of heads is left out.
+
+    Args:
+        settings: of the notebook. Runs lie in the folder that notebooks share (`runs_dir`), one for each configuration.
+        dataset: anything with `items()`, (record id, image) pairs.
+        lmm, segmenter, nlp: as for `core.ground_dataset`.
+        told: print how many images have a record.
+    """
+    if segmenter is not None:
+        keep_embeddings(
+            segmenter,
+            settings.shared("embeddings", _folder(segmenter.name, {"at": fingerprint(segmenter.predictor.model)})),
+        )
+    loaded = {"lmm": lmm, "segmenter": segmenter, "nlp": nlp}
+    run = settings.run_options(**{"per_head": True} | settings.options)
+    config = settings.run_config(options=run["options"], measured=sorted(_names(run["options"])), **loaded)
+    store = RunStore(settings.shared("answers", _folder(lmm.name, config)), config)
+    ground_dataset(dataset.items(), settings.prompt, store=store, measure=measure_run, **loaded, **run)
+    if told:
+        print(f"{settings.model}: {describe_run(store, [record_id for record_id, _ in dataset.items()])}")
+    return store
+
+
+def measure_run(grounding: Grounding) -> dict[str, Tensor]:
+    """What `capture_run` keeps of the heads with a record; a `measure` of `core.ground_dataset`."""
+    names, per_head = _names(grounding.options), grounding.generation.attention_per_head
+    found = measure_head_points(grounding) if HEAD_POINTS in names else {}
+    for layers, heads in SELECTIONS if per_head is not None else ():
+        found[_selected(layers, heads)] = select_heads(per_head, layers=layers, heads=heads)
+    return found
+
+
+def recorded_generation(grounding: Grounding, options: GroundOptions) -> Generation:
+    """The generation of a record with the attention that some options read: the mean over all heads, or over a
+    selection that was kept with the record.
+
+    Raises:
+        GroundingError: the record knows nothing of that selection, or read other rows.
+    """
+    generation = grounding.generation
+    row = generation.model.get("row", options.row)
+    if row != options.row:
+        raise GroundingError(f"the records read the rows {row!r}, not {options.row!r}: that needs a run of its own")
+    if not options.selects_heads:
+        return generation
+    kept = grounding.measured.get(_selected(options.layers, options.heads))
+    if kept is not None:
+        return replace(generation, attention=kept, attention_per_head=None, prompt_attention=None)
+    if generation.attention_per_head is None:
+        raise GroundingError(
+            f"the records hold no maps of layers {options.layers} and heads {options.heads}; they keep those that the "
+            "presets single out, unless per_head is false: make a run with these options instead"
+        )
+    return replace(
+        generation, attention=select_heads(generation.attention_per_head, layers=options.layers, heads=options.heads)
+    )
+
+
+def _names(options: GroundOptions) -> set[str]:
+    """What a record keeps beside what every record holds."""
+    if not options.capture()["per_head"]:
+        return set()
+    points = set() if options.aggregation == "pixel_max" else {HEAD_POINTS}
+    return points | {_selected(layers, heads) for layers, heads in SELECTIONS}
+
+
+def _selected(layers: Any, heads: Any) -> str:
+    said = {
+        name: "all" if chosen is None else ",".join(map(str, chosen))
+        for name, chosen in (("layers", layers), ("heads", heads))
+    }
+    return f"{SELECTED} layers={said['layers']} heads={said['heads']}"
+
+
+def _folder(name: str, config: Mapping[str, Any]) -> str:
+    """A readable folder name that differs where the configurations do."""
+    words = re.sub(r"[^A-Za-z0-9.]+", "_", name)[-60:].strip("_.")
+    told = json.dumps(config, sort_keys=True, default=str)
+    return f"{words}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"

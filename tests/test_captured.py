@@ -1,0 +1,129 @@
+"""One run for all questions: computed once, and what is asked later equals a run of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+from tiny_sam import random_sam
+
+from analysis.captured import capture_run, recorded_generation
+from analysis.heads.points import measured_head_points
+from analysis.settings import Settings
+from core import PRESETS, GroundOptions, load_image, load_lmm, load_nlp, load_segmenter
+from core.embeddings import keep_embeddings
+from core.errors import GroundingError
+from core.masks import Segmenter
+from core.pipeline import attend_and_segment, ground, phrase_points, token_maps
+
+SHORT = {"max_new_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return {
+        "lmm": load_lmm("embedded", geometry="pad", device="cpu"),
+        "segmenter": load_segmenter("embedded", device="cpu"),
+        "nlp": load_nlp("embedded"),
+    }
+
+
+@pytest.fixture(scope="module")
+def run(parts, tmp_path_factory):
+    """(settings, data set, store) of a run of two scenes of different sizes."""
+    folder = tmp_path_factory.mktemp("captured")
+    settings = Settings(output_dir=str(folder / "one"), runs_dir=str(folder / "runs"), n_images=2, generation=SHORT)
+    dataset = settings.open_dataset()
+    return settings, dataset, capture_run(settings, dataset, **parts)
+
+
+def some_image(seed: int, size: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def test_a_kept_embedding_is_segment_anythings_own_and_gives_its_masks(tmp_path, monkeypatch):
+    image, points = some_image(0, (60, 110)), torch.tensor([[20.5, 30.5], [90.5, 10.5]])
+    first = Segmenter(random_sam(), name="tiny")
+    keep_embeddings(first, tmp_path)
+    first.set_image(image)
+    expected = first.predict(points)
+    later = Segmenter(random_sam(), name="tiny")
+    keep_embeddings(later, tmp_path)
+    monkeypatch.setattr(later.predictor, "set_image", None)  # encoding again would fail
+    later.set_image(image)
+    found = later.predict(points)
+    assert torch.equal(found.masks, expected.masks) and torch.equal(found.scores, expected.scores)
+    reference = SamPredictor(random_sam())
+    reference.set_image(image)
+    assert torch.equal(later.predictor.features, reference.features)
+    assert tuple(later.predictor.input_size) == tuple(reference.input_size)
+
+
+def test_another_image_or_another_model_never_gets_a_kept_embedding(tmp_path):
+    segmenter = Segmenter(random_sam(), name="tiny")
+    keep_embeddings(segmenter, tmp_path)
+    kept = []
+    for image in (some_image(0, (40, 40)), some_image(1, (40, 40)), some_image(0, (80, 20))):
+        segmenter.set_image(image)
+        kept.append(segmenter.predictor.features)
+    assert not any(torch.equal(a, b) for a, b in ((kept[0], kept[1]), (kept[0], kept[2])))
+    with pytest.raises(GroundingError, match="segmenter"):
+        keep_embeddings(load_segmenter("embedded", device="cpu"), tmp_path)
+
+
+def test_a_second_notebook_finds_everything_done(run, parts, monkeypatch):
+    settings, dataset, store = run
+    monkeypatch.setattr(parts["lmm"], "generate", None)
+    again = Settings(
+        output_dir=settings.output_dir + "/another", runs_dir=settings.runs_dir, n_images=2, generation=SHORT
+    )
+    assert capture_run(again, dataset, **parts).directory == store.directory
+
+
+def test_other_options_get_a_folder_of_their_own(run, parts):
+    settings, _, store = run
+    other = Settings(
+        output_dir=settings.output_dir,
+        runs_dir=settings.runs_dir,
+        n_images=1,
+        generation=SHORT,
+        options={"per_head": False},
+    )
+    slim = capture_run(other, other.open_dataset(), **parts)
+    assert slim.directory != store.directory
+    assert set(slim.read("0").measured) == set() < set(store.read("0").measured)
+    with pytest.raises(GroundingError, match="per_head"):
+        recorded_generation(slim.read("0"), PRESETS["reference_v1"])
+
+
+@pytest.mark.parametrize("preset", ["paper", "no_normalization", "mask_prompt", "reference_v1", "reference_v2"])
+def test_what_follows_from_a_record_equals_a_run_of_its_own(run, parts, preset):
+    _, dataset, store = run
+    record_id, path = dataset.items()[1]
+    options = PRESETS[preset]
+    own = attend_and_segment(path, "Describe the image in detail.", options=options, **SHORT, **parts)
+    kept = recorded_generation(store.read(record_id), options)
+    maps = GroundOptions(**options.as_dict() | {"layers": None, "heads": None})
+    found = ground(kept, load_image(path), segmenter=parts["segmenter"], nlp=parts["nlp"], options=maps)
+    assert found.phrases == own.phrases and len(own.phrases) > 0
+    scale = token_maps(own.generation, options=options).abs().max()
+    torch.testing.assert_close(
+        token_maps(kept, options=maps), token_maps(own.generation, options=options), atol=float(scale) / 500, rtol=0
+    )
+    torch.testing.assert_close(found.points, own.points, atol=1.0, rtol=0)  # float16 residuals may move it by a pixel
+
+
+def test_the_points_of_every_head_are_kept(run):
+    _, _, store = run
+    grounding = store.read("0")
+    points = measured_head_points(grounding)
+    assert points.shape == (len(grounding.phrases), 4, 4, 2)
+    mean = phrase_points(grounding.generation, grounding.phrases)
+    assert (points != mean[:, None, None]).any()
+
+
+def test_other_rows_need_a_run_of_their_own(run):
+    _, _, store = run
+    with pytest.raises(GroundingError, match="a run of its own"):
+        recorded_generation(store.read("0"), PRESETS["reference_v2_narrative"])
