@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 EXTRAS := evaluation,training,development
 
 .DEFAULT_GOAL := help
-.PHONY: help install report test bench embedded lint
+.PHONY: help install report figures test bench embedded lint
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ install: $(STAMP)  ## create .venv and install everything (the other verbs do th
 
 report: $(STAMP)  ## run the notebooks of PROFILE (default: embedded) -> reports/PROFILE/index.html
 	$(RUN) -m analysis.report --profile $(PROFILE) $(ARGS)
+
+figures: $(STAMP)  ## draw the figures of PROFILE's report again, without a model (ARGS="--style grayscale")
+	$(RUN) -m analysis.report.figures --profile $(PROFILE) $(ARGS)
 
 test: $(STAMP)  ## run the tests, a file at a time on each of two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -22,8 +22,6 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from core.geometry import View
-
 PALETTE = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#882255", "#999933", "#6A3D9A")
 """Colours that stay apart for colour-blind readers: Okabe and Ito's, then Paul Tol's."""
 
@@ -100,19 +98,19 @@ def plot_overlay(
 def plot_map_on_image(
     image: Any,
     values: Float[np.ndarray, "h w"],
-    view: View,
+    box: tuple[float, float, float, float],
     *,
     norm: Normalize | None = None,
     center: float | None = None,
     point: tuple[float, float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """One attention map where it lies on the picture: cells are drawn in the view's box, over the picture in grey.
+    """One attention map where it lies on the picture: cells are drawn in their view's box, over the picture in grey.
 
     Args:
         image: the original picture.
         values: the map on the view's grid.
-        view: its place on the picture.
+        box: (x0, y0, x1, y1) of the grid in pixels of the picture, `View.box`.
         norm: shared colour scale; by default the map's own.
         center: 0 for normalised maps (a diverging scale); None for raw attention.
         point: prompt point (x, y) to mark.
@@ -120,7 +118,7 @@ def plot_map_on_image(
     ax = new_axes(5, 4) if ax is None else ax
     grey = np.asarray(image).mean(axis=2)
     height, width = grey.shape
-    x0, y0, x1, y1 = view.box
+    x0, y0, x1, y1 = box
     ax.imshow(grey, extent=(0, width, height, 0), cmap="gray", vmin=-60, vmax=255, gid=PICTURE)
     norm = shared_norm(values, center=center) if norm is None else norm
     cmap = SEQUENTIAL if center is None else DIVERGING

@@ -45,3 +45,35 @@ def paper_methods(number: int) -> pd.Series:
         )
     backbone = frame.get("visual_backbone", frame.get("visual", pd.Series("", index=frame.index))).fillna("")
     return frame["model"].str.cat(backbone.where(backbone == "", ", " + backbone))
+
+
+_BESIDE = (  # words in the name of one of our rows, and words of the paper's row beside which it stands; first match
+    (("random point",), ("Random Point",)),
+    (("difflmm", "clip"), ("DiffLMM", "CLIP")),
+    (("difflmm",), ("DiffLMM",)),
+    (("cambrian",), ("Cambrian-1",)),
+    (("next",), ("LLaVA-NeXT",)),
+    (("dino", "clip"), ("LLaVA-1.5", "CLIP + DINOv2")),
+    (("dino",), ("LLaVA-1.5", "DINOv2")),
+    (("convnext",), ("LLaVA-1.5", "ConvNeXt CLIP")),
+    (("llava",), ("LLaVA-1.5",)),
+)
+
+
+def paper_row(number: int, label: str) -> pd.Series | None:
+    """The row of one of the paper's tables of models that stands beside a row of ours; None where there is none.
+
+    Args:
+        number: of the table.
+        label: name of our row, and of its model if that says more; "embedded" alone is the embedded LLaVA.
+
+    Source: ours: by the words that both names share, such as DiffLMM; where the paper has several backbones, its first.
+    """
+    words = label.lower()
+    words += " llava" if words.split("/")[0].endswith("embedded") else ""
+    rows = paper_table(number).assign(method=paper_methods(number))
+    for ours, theirs in _BESIDE:
+        if all(word in words for word in ours):
+            found = rows[[all(word in method for word in theirs) for method in rows["method"]]]
+            return found.iloc[0] if len(found) else None
+    return None

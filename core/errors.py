@@ -7,5 +7,5 @@ class GroundingError(ValueError):
     >>> from core import GroundOptions
     >>> GroundOptions(normalization="mean")
     Traceback (most recent call last):
-    core.errors.GroundingError: normalization 'mean' is not known; choose one of sequence, none
+    core.errors.GroundingError: normalization 'mean' is not known; choose one of sequence, none, words, ratio, prompt
     """

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_coco import grounding, rectangle
 
 from analysis.conversation.figure import conversation_figure
-from analysis.conversation.objects import coloured_pieces, drawn_objects, phrase_table, reading
+from analysis.conversation.objects import coloured_pieces, drawn_answer, drawn_objects, phrase_table, reading
 from analysis.conversation.page import attention_pictures, conversation_html, write_page
 from analysis.figures import PALETTE
 
@@ -125,14 +125,14 @@ def test_lines_and_odd_characters_survive(picture):
     odd = replace(made, generation=replace(made.generation, text="a star\n<script>é$x$</script>"))
     page = conversation_html(picture, odd, "Describe.")
     assert "</mark><br>&lt;script&gt;é$x$&lt;/script&gt;" in page
-    conversation_figure(picture, odd, "What costs $5 and $6?").canvas.draw()
+    conversation_figure(picture, drawn_answer(odd), "What costs $5 and $6?").canvas.draw()
     plt.close("all")
 
 
 def test_an_answer_without_phrases_is_shown_without_masks(picture):
     page = conversation_html(picture, grounding(SIZE, []), "Describe.")
     assert "(an empty answer)" in page and "No noun phrase" in page and 'class="layer"' not in page
-    figure = conversation_figure(picture, grounding(SIZE, []), "Describe.")
+    figure = conversation_figure(picture, drawn_answer(grounding(SIZE, [])), "Describe.")
     assert len(figure.axes) == 2
     plt.close(figure)
 
@@ -153,7 +153,7 @@ def test_the_figure_has_picture_text_and_one_map_per_object(shape):
     picture = Image.new("RGB", (shape[1], shape[0]), "white")
     masks = [rectangle(shape, 0, 0, 15, 20), rectangle(shape, 20, 30, 38, 55)]
     made = grounding(shape, [("star", (5.5, 5.5), [masks[0]]), ("cat", (25.5, 35.5), [masks[1]])])
-    figure = conversation_figure(picture, made, "Describe.")
+    figure = conversation_figure(picture, drawn_answer(made), "Describe.")
     assert len(figure.axes) == 4
     shown, text, *maps = figure.axes
     patches = {each.get_text(): each.get_bbox_patch() for each in text.texts if each.get_bbox_patch() is not None}
@@ -163,7 +163,7 @@ def test_the_figure_has_picture_text_and_one_map_per_object(shape):
     box = shown.get_position()
     width, height = figure.get_size_inches()
     assert box.width * width / (box.height * height) == pytest.approx(shape[1] / shape[0], rel=1e-6)
-    assert len(conversation_figure(picture, made, "Describe.", maps=False).axes) == 2
+    assert len(conversation_figure(picture, drawn_answer(made), "Describe.", maps=False).axes) == 2
     plt.close("all")
 
 
@@ -171,7 +171,7 @@ def test_titles_of_neighbouring_maps_do_not_touch():
     shape = (120, 90)
     names = ["checkered beige background", "mushroom in the bottom left corner", "cat"] * 3
     said = [(name, (10.5 * i + 5, 5.5), [rectangle(shape, 10 * i, 0, 10 * i + 9, 20)]) for i, name in enumerate(names)]
-    figure = conversation_figure(Image.new("RGB", (90, 120)), grounding(shape, said), "Describe.")
+    figure = conversation_figure(Image.new("RGB", (90, 120)), drawn_answer(grounding(shape, said)), "Describe.")
     figure.canvas.draw()
     boxes = [ax.title.get_window_extent() for ax in figure.axes[2:]]
     assert len(boxes) > 4 and not any(one.overlaps(other) for one, other in pairwise(boxes))
@@ -181,7 +181,7 @@ def test_titles_of_neighbouring_maps_do_not_touch():
 
 def test_long_answers_wrap_inside_the_text(picture):
     said = [("star", (20.5, 20.5), [LEFT])] * 40
-    figure = conversation_figure(picture, grounding(SIZE, said), "Describe.")
+    figure = conversation_figure(picture, drawn_answer(grounding(SIZE, said)), "Describe.")
     text = figure.axes[1]
     figure.canvas.draw()
     frame = text.get_window_extent()

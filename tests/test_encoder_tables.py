@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 from tiny_family import tiny_data
 
-from analysis.encoders.figures import plot_noise_and_blocks, plot_variant_curves, plot_variant_losses, table_figures
+from analysis.encoders.figures import plot_noise_and_blocks, plot_variant_curves, plot_variant_losses, table_plots
 from analysis.encoders.losses import load_stage_losses
 from analysis.encoders.probes import probe_table
 from analysis.encoders.reading import reading
 from analysis.encoders.rows import TABLES, describe_variants, find_table, paper_losses
 from analysis.encoders.tables import (
     chance_of_order,
+    loss_results,
     loss_table,
     paired_differences,
     rank_agreement,
@@ -161,12 +162,19 @@ def test_a_table_says_what_it_asks_and_compares_with():
 
 
 def test_another_table_is_refused_everywhere(losses5):
-    parts = (loss_table, seed_table, paired_differences, rank_agreement, reading, table_figures)
+    parts = (loss_table, seed_table, paired_differences, rank_agreement, reading, loss_results)
     calls = [lambda part=part: part(losses5, 7) for part in parts]
     calls += [lambda: find_table(7), lambda: paper_losses(7), lambda: probe_table([], 7)]
     for call in calls:
         with pytest.raises(GroundingError, match="stand in tables 5 and 6, not in 7"):
             call()
+
+
+def test_the_summary_has_every_variant_beside_the_same_one_of_the_paper(losses5):
+    found, table = loss_results(losses5, 5), loss_table(losses5, 5).dropna(subset=["training_loss"])
+    assert [each.method for each in found] == table["label"].tolist() and len(found) > 1
+    assert [each.interval.value for each in found] == table["training_loss"].tolist()
+    assert {each.item for each in found} == {"Table 5"} and found[0].paper == 2.027
 
 
 def test_mean_and_spread_over_seeds(losses5):
@@ -315,9 +323,9 @@ def test_noise_and_blocks_have_the_papers_below_on_other_axes(losses6):
     assert noise.get_ylim() != paper_noise.get_ylim()
 
 
-def test_a_tables_figures_go_by_the_names_of_their_files(losses5, losses6):
-    assert list(table_figures(losses5, 5)) == ["table5_losses", "table5_curves"]
-    figures = table_figures(losses6, 6)
+def test_a_tables_figures_go_by_the_names_of_their_files(losses6):
+    assert list(table_plots(5)) == ["table5_losses", "table5_curves"]
+    figures = {name: plot(losses6, 6) for name, plot in table_plots(6).items()}
     assert list(figures) == ["table6_losses", "table6_noise_and_blocks", "table6_curves"]
     drawn = {name: drawn_numbers(figure) for name, figure in figures.items()}
     pd.testing.assert_frame_equal(drawn["table6_noise_and_blocks"], drawn_numbers(plot_noise_and_blocks(losses6)))

@@ -18,7 +18,6 @@ import analysis.heads.figures as head_figures
 import analysis.mosaics as mosaics
 import analysis.pilot_study.figures as pilot_figures
 from analysis.paper import paper_methods, paper_table
-from core.geometry import View
 
 
 @pytest.fixture(autouse=True)
@@ -70,11 +69,8 @@ def test_empty_and_full_masks_are_drawn_without_outline(picture, mask):
 
 
 def test_a_map_lies_in_its_views_box(picture):
-    import torch
-
     values = np.arange(6.0).reshape(2, 3)
-    view = View("image", torch.arange(6).reshape(2, 3), (-5.0, 0.0, 65.0, 40.0))
-    ax = figures.plot_map_on_image(picture, values, view, point=(3.5, 4.5))
+    ax = figures.plot_map_on_image(picture, values, (-5.0, 0.0, 65.0, 40.0), point=(3.5, 4.5))
     (drawn,) = data_images(ax)
     assert np.array_equal(np.asarray(drawn.get_array()), values)
     assert drawn.get_extent() == [-5.0, 65.0, 40.0, 0.0]
@@ -153,7 +149,7 @@ def table():
 
 def test_the_pilot_figure_keeps_ours_and_the_papers_apart():
     paper = paper_table(1).assign(method=paper_methods(1))
-    figure = pilot_figures.plot_pilot_study(table(), paper, title="measured here: tiny")
+    figure = pilot_figures.plot_pilot_study(table(), paper, headline="measured here: tiny")
     ours, published = figure.axes
     assert ours.get_title(loc="left") == "measured here: tiny"
     assert published.get_title(loc="left").startswith("published: paper, Table 1")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from textwrap import fill
-from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.conversation.objects import DrawnObject, coloured_pieces, drawn_objects, map_on_grid
+from analysis.conversation.drawn import DrawnAnswer
 from analysis.figures import new_axes, plot_map_on_image, plot_overlay, shared_norm, tint
-from core.pipeline import Grounding
 
 POINTS = 8.5  # font size of the answer
 PITCH = 0.602 * POINTS / 72  # inches; DejaVu Sans Mono's characters are 0.602 of the font size wide
@@ -21,24 +18,23 @@ LINE = 1.65 * POINTS / 72  # inches from line to line
 
 
 def conversation_figure(
-    image: Image.Image, grounding: Grounding, prompt: str, *, maps: bool = True, width: float = 9.5, **choice: Any
+    image: Image.Image, answer: DrawnAnswer, prompt: str, *, maps: bool = True, width: float = 9.5
 ) -> Figure:
     """One grounded answer: image and text side by side, the objects' attention maps beneath.
 
     Args:
-        image: the upright RGB picture of the grounding.
-        grounding: the answer.
+        image: the upright RGB picture of the answer.
+        answer: from `analysis.conversation.objects.drawn_answer`, which decides what is shown.
         prompt: the question that was asked; the title of the text.
         maps: draw the attention maps beneath.
         width: inches.
-        choice: which objects are shown, see `analysis.conversation.objects.drawn_objects`.
 
     Source: Figures 1 and 7.
     """
-    objects = drawn_objects(grounding, **choice)
+    objects = answer.objects
     tall = image.height / image.width
     picture_width = min(0.40 * width, 0.36 * width / tall)
-    top = max(picture_width * tall, LINE * (_lines(grounding, objects, 0.97 * width - picture_width) + 3))
+    top = max(picture_width * tall, LINE * (_lines(answer, 0.97 * width - picture_width) + 3))
     per_row = max(6, round(6 * tall))
     shown = objects if maps else ()
     strip = -(-len(shown) // per_row) * (width / per_row * tall + 0.3)
@@ -51,15 +47,13 @@ def conversation_figure(
     )
     left = picture_width / width + 0.03
     text = figure.add_axes((left, 1 - top / height, 1 - left, top / height))
-    plot_coloured_text(grounding, objects, title=prompt, ax=text)
+    plot_coloured_text(answer, title=prompt, ax=text)
     for position, axes in enumerate(_strip_axes(figure, len(shown), per_row, tall, strip)):
-        _plot_object_map(image, grounding, objects, position, axes)
+        _plot_object_map(image, answer, position, axes)
     return figure
 
 
-def plot_coloured_text(
-    grounding: Grounding, objects: Sequence[DrawnObject], *, title: str = "", ax: Axes | None = None
-) -> Axes:
+def plot_coloured_text(answer: DrawnAnswer, *, title: str = "", ax: Axes | None = None) -> Axes:
     """The answer as wrapped text, each object's phrases on its colour; the Axes' size decides where lines break."""
     ax = new_axes(6, 3) if ax is None else ax
     box = ax.get_position()
@@ -68,8 +62,8 @@ def plot_coloured_text(
     heading = fill(title, int(wide / PITCH)) if title else ""
     ax.text(0, -0.4, heading, va="top", color="#666", style="italic", **style)
     first_row = heading.count("\n") + 2.0 if heading else 0.4
-    for row, column, words, position in _wrapped(grounding, objects, wide)[0]:
-        colour = "none" if position is None else tint(objects[position].colour, 0.5)
+    for row, column, words, position in _wrapped(answer, wide)[0]:
+        colour = "none" if position is None else tint(answer.objects[position].colour, 0.5)
         patch = {"facecolor": colour, "edgecolor": "none", "pad": 0.7}
         ax.text(column, row + first_row, words, va="baseline", bbox=patch, **style)
     ax.set(xlim=(0, wide / PITCH), ylim=(tall / LINE - 0.6, -0.6))
@@ -77,14 +71,12 @@ def plot_coloured_text(
     return ax
 
 
-def _wrapped(
-    grounding: Grounding, objects: Sequence[DrawnObject], wide: float
-) -> tuple[list[tuple[int, int, str, int | None]], int]:
+def _wrapped(answer: DrawnAnswer, wide: float) -> tuple[list[tuple[int, int, str, int | None]], int]:
     """(row, column, words, object) of every run of words on one line, and the number of lines."""
     limit = int(wide / PITCH) - 1
     runs: list[tuple[int, int, str, int | None]] = []
     row = column = 0
-    for text, position in coloured_pieces(grounding, objects):
+    for text, position in answer.pieces:
         text = "".join(each if each.isprintable() or each == "\n" else "·" for each in text)
         for part in text.replace("\n", " \n ").split(" "):
             if part == "\n":
@@ -102,8 +94,8 @@ def _wrapped(
     return runs, row + 1
 
 
-def _lines(grounding: Grounding, objects: Sequence[DrawnObject], wide: float) -> int:
-    return _wrapped(grounding, objects, wide)[1]
+def _lines(answer: DrawnAnswer, wide: float) -> int:
+    return _wrapped(answer, wide)[1]
 
 
 def _strip_axes(figure: Figure, number: int, per_row: int, tall: float, strip: float) -> list[Axes]:
@@ -119,15 +111,11 @@ def _strip_axes(figure: Figure, number: int, per_row: int, tall: float, strip: f
     return axes
 
 
-def _plot_object_map(
-    image: Image.Image, grounding: Grounding, objects: Sequence[DrawnObject], position: int, ax: Axes
-) -> None:
-    values, view = map_on_grid(grounding, objects[position])
-    every = [map_on_grid(grounding, each)[0] for each in objects]
-    norm = shared_norm([value.clip(0) for value in every])
-    plot_map_on_image(image, values, view, norm=norm, point=objects[position].point, ax=ax)
-    name = _cut(grounding.phrases[objects[position].phrases[0]].text, ax)
-    ax.set_title(name, fontsize=8, pad=3, backgroundcolor=tint(objects[position].colour, 0.5), parse_math=False)
+def _plot_object_map(image: Image.Image, answer: DrawnAnswer, position: int, ax: Axes) -> None:
+    shown = answer.objects[position]
+    norm = shared_norm([each.values.clip(0) for each in answer.objects])
+    plot_map_on_image(image, shown.values, answer.box, norm=norm, point=shown.point, ax=ax)
+    ax.set_title(_cut(shown.name, ax), fontsize=8, pad=3, backgroundcolor=tint(shown.colour, 0.5), parse_math=False)
 
 
 def _cut(name: str, ax: Axes) -> str:

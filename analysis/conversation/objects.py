@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
 from PIL import Image
 
+from analysis.conversation.drawn import DrawnAnswer, DrawnObject
 from analysis.figures import PALETTE
 from core.attention import to_grid
-from core.geometry import View
 from core.masks import decode_rle
 from core.pipeline import Grounding
 
 SAME_OBJECT = 0.5  # IoU from which two phrases with the same noun are one object mentioned twice
-
-
-@dataclass(frozen=True)
-class DrawnObject:
-    """One object of an answer: every phrase that speaks of it, and one mask in one colour.
-
-    Attributes:
-        colour: hex colour.
-        phrases: indices into the grounding's phrases; the first is the one whose mask and map are shown.
-        mask: bool [H, W] at the image's size.
-        score: Segment Anything's estimate of the mask's IoU.
-        point: prompt point (x, y) in pixels.
-    """
-
-    colour: str
-    phrases: tuple[int, ...]
-    mask: Bool[np.ndarray, "H W"]
-    score: float
-    point: tuple[float, float]
 
 
 def drawn_objects(
@@ -66,8 +45,16 @@ def drawn_objects(
         number, mask, score = group[0]
         others = tuple(each for each, _, _ in group[1:])
         x, y = (float(value) for value in grounding.points[number])
-        objects.append(DrawnObject(PALETTE[position % len(PALETTE)], (number, *others), mask, score, (x, y)))
+        values = to_grid(grounding.maps[number], grounding.view).numpy()
+        colour, name = PALETTE[position % len(PALETTE)], grounding.phrases[number].text
+        objects.append(DrawnObject(colour, name, (number, *others), mask, score, (x, y), values))
     return tuple(objects)
+
+
+def drawn_answer(grounding: Grounding, **choice: Any) -> DrawnAnswer:
+    """An answer as it is shown; `choice` as in `drawn_objects`."""
+    objects = drawn_objects(grounding, **choice)
+    return DrawnAnswer(tuple(coloured_pieces(grounding, objects)), objects, tuple(grounding.view.box))
 
 
 Mention = tuple[int, np.ndarray, float]  # phrase number, mask, score
@@ -127,12 +114,6 @@ def coloured_pieces(grounding: Grounding, objects: Sequence[DrawnObject]) -> lis
         pieces += [(text[end:start], None), (text[start:stop], position)]
         end = stop
     return [piece for piece in [*pieces, (text[end:], None)] if piece[0]]
-
-
-def map_on_grid(grounding: Grounding, drawn: DrawnObject) -> tuple[Float[np.ndarray, "h w"], View]:
-    """An object's attention map on its view's grid, and the view."""
-    view = grounding.view
-    return to_grid(grounding.maps[drawn.phrases[0]], view).numpy(), view
 
 
 def phrase_table(shown: Mapping[str, tuple[Image.Image, Grounding]]) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageFilter
 
-from analysis.conversation.objects import DrawnObject, coloured_pieces, drawn_objects
+from analysis.conversation.drawn import DrawnObject
+from analysis.conversation.objects import coloured_pieces, drawn_objects
 from analysis.figures import picture_uri, shared_norm, tint
 from core.attention import to_grid
 from core.geometry import map_to_pixels

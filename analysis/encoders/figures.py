@@ -5,7 +5,7 @@ The paper's values have panels and axes of their own: other models, other data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,13 +23,13 @@ UNIT = "nats per answer token"
 SOFT = "#666"
 
 
-def table_figures(losses: StageLosses, number: int) -> dict[str, Figure]:
-    """The figures of Table 5 or 6 by the names of their files, in the order of reading."""
-    figures = {"losses": plot_variant_losses(losses, number)}
+def table_plots(number: int) -> dict[str, Callable[[StageLosses, int], Figure]]:
+    """The plot functions of Table 5 or 6, by the names of their files, in the order of reading."""
+    plots = {"losses": plot_variant_losses}
     if find_table(number).panels:
-        figures["noise_and_blocks"] = plot_noise_and_blocks(losses)
-    figures["curves"] = plot_variant_curves(losses, number)
-    return {f"table{number}_{name}": figure for name, figure in figures.items()}
+        plots["noise_and_blocks"] = plot_noise_and_blocks
+    plots["curves"] = plot_variant_curves
+    return {f"table{number}_{name}": plot for name, plot in plots.items()}
 
 
 def plot_variant_losses(losses: StageLosses, number: int) -> Figure:
@@ -123,9 +123,9 @@ def plot_curves(curves: pd.DataFrame, labels: Mapping[str, str], *, ax: Axes | N
     return ax
 
 
-def plot_noise_and_blocks(losses: StageLosses) -> Figure:
+def plot_noise_and_blocks(losses: StageLosses, number: int = 6) -> Figure:
     """Table 6 over the noise step and over the up block: ours above, the paper's below, each on axes of its own."""
-    described, paper, panels = describe_variants(6), paper_losses(6), find_table(6).panels
+    described, paper, panels = describe_variants(number), paper_losses(number), find_table(number).panels
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 6), sharex="col", height_ratios=[1.3, 1], layout="constrained")
     for (upper, lower), (varied, (fixed, at)) in zip(axes.T, panels.items(), strict=True):
         held = f"{fixed.replace('_', ' ')} {at}"

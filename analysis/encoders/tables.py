@@ -11,6 +11,8 @@ import pandas as pd
 
 from analysis.encoders.losses import KINDS, StageLosses
 from analysis.encoders.rows import describe_variants, find_table, paper_losses
+from analysis.results import Result
+from analysis.scoring.metrics import Interval
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last one serves for more (a little wide)."""
@@ -32,6 +34,24 @@ def loss_table(losses: StageLosses, number: int) -> pd.DataFrame:
             row |= {f"{kind}_min": runs[kind].min(), f"{kind}_max": runs[kind].max()}
         rows.append({**row, "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "not run"})
     return pd.DataFrame(rows)
+
+
+def loss_results(losses: StageLosses, number: int) -> list[Result]:
+    """What Table 5 or 6 measured, for the report's summary; the interval is the range over the seeds."""
+    found, paper = [], paper_losses(number).set_index("variant")["training_loss"]
+    for row in loss_table(losses, number).dropna(subset=["training_loss"]).to_dict("records"):
+        found.append(
+            Result(
+                item=f"Table {number}",
+                quantity="training loss (nats per token)",
+                method=row["label"],
+                interval=Interval(*(row[f"training_loss{end}"] for end in ("", "_min", "_max"))),
+                paper=float(paper[row["variant"]]),
+                paper_method="the same variant",
+                note="range over the seeds, not a confidence interval; ours is trained on embedded scenes",
+            )
+        )
+    return found
 
 
 def seed_table(losses: StageLosses, number: int) -> pd.DataFrame:

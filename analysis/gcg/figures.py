@@ -19,14 +19,13 @@ from analysis.gcg.predictions import Prediction
 SHOWN = ("METEOR", "mIoU", "recall")
 
 
-def plot_gcg(ours: pd.DataFrame, paper: pd.DataFrame, *, title: str = "measured here") -> Figure:
+def plot_gcg(ours: pd.DataFrame, paper: pd.DataFrame) -> Figure:
     """METEOR, mIoU and mask recall of our rows with 95 % intervals above, the paper's rows in grey below, on Axes of
     their own: other models, other data.
 
     Args:
         ours: `analysis.gcg.table.gcg_table`; a metric that was not computed is left out.
         paper: `analysis.gcg.table.paper_rows`.
-        title: what made ours.
     """
     names = [name for name in SHOWN if ours[name].notna().any()]
     heights = [len(ours) + 0.6, len(paper)]
@@ -42,7 +41,6 @@ def plot_gcg(ours: pd.DataFrame, paper: pd.DataFrame, *, title: str = "measured 
                 ax.set_yticklabels([])
         above.set_title(f"{name}, measured here", loc="left", fontsize=9)
         below.set_title(f"{name}, published: {paper['source'].iloc[0]}", loc="left", fontsize=9, color="#666")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 
 

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.gcg.dataset import GcgDataset, GcgImage
 from analysis.gcg.masks import checked_rle
 from core.atomic import write_atomically
 from core.errors import GroundingError
-from core.pipeline import Grounding
+
+if TYPE_CHECKING:
+    from core.pipeline import Grounding
 
 FIELDS = ("caption", "phrases", "pred_masks")
 

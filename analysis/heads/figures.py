@@ -17,9 +17,10 @@ def plot_head_maps(
     norm: Normalize | None = None,
     center: float | None = None,
     colorbar: str = "attention",
+    heading: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """All layers (rows) by heads (columns) of one token, on one colour scale (Figure 5).
+    """All layers (rows) by heads (columns) of one token, on one colour scale (Figure 5), a heading above the heads.
 
     The scale ends at the 99.8th percentile unless `norm` is given, or a few cells of one head leave the rest dark.
     """
@@ -31,6 +32,7 @@ def plot_head_maps(
     norm = shared_norm(flat, center=center, quantile=0.998) if norm is None else norm
     plot_mosaic(flat, labels, columns=heads, norm=norm, center=center, captions=False, colorbar=colorbar, ax=ax)
     pitch, tall = height / width + 0.08, height / width
+    ax.set_title(heading, fontsize=9, pad=24)
     for layer in range(layers):
         ax.text(-0.12, layer * pitch + tall / 2, f"layer {layer}", ha="right", va="center", fontsize=8)
     for head in range(heads):

@@ -42,14 +42,14 @@ def _colours(methods: Sequence[str], chance: str, models: Sequence[str]) -> list
     return [chance if grey else models[place % len(models)] for grey, place in zip(blind, places, strict=True)]
 
 
-def plot_pilot_study(ours: pd.DataFrame, paper: pd.DataFrame, *, title: str = "measured here") -> Figure:
+def plot_pilot_study(ours: pd.DataFrame, paper: pd.DataFrame, *, headline: str = "measured here") -> Figure:
     """PAcc of our rows with 95 % intervals above, the paper's rows in grey below, on Axes of their own: other models,
     other data.
 
     Args:
         ours: `analysis.pilot_study.table.pilot_table`.
         paper: `analysis.paper.paper_table(1)` with a `method` column.
-        title: what made ours.
+        headline: what made ours.
     """
     figure, axes = plt.subplots(
         2,
@@ -66,7 +66,7 @@ def plot_pilot_study(ours: pd.DataFrame, paper: pd.DataFrame, *, title: str = "m
         colours=_colours(ours["method"].tolist(), "#777777", PALETTE[1:2]),
         ax=axes[0],
     )
-    axes[0].set_title(title, loc="left", fontsize=9)
+    axes[0].set_title(headline, loc="left", fontsize=9)
     plot_intervals(paper, label="method", colours="#AAAAAA", ax=axes[1])
     axes[1].set_title(
         f"published: {paper['source'].iloc[0]}, {paper['data'].iloc[0]}", loc="left", fontsize=9, color="#666"

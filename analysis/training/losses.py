@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 
 from analysis.figures import PALETTE, new_axes
 from core.errors import GroundingError
-from core.training.loss_log import read_losses
 
 WINDOW = 20  # the default smoothing looks back over a twentieth of a run
 START = 0.05  # share of the steps, the fall from random weights, that does not decide what the axis shows
@@ -29,6 +28,8 @@ def load_losses(runs: Mapping[str, str | Path | Sequence[str | Path]]) -> pd.Dat
     Raises:
         GroundingError: no runs, or one without a log.
     """
+    from core.training.loss_log import read_losses
+
     if not runs:
         raise GroundingError("no training runs were given; name at least one directory")
     frames = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from core.errors import GroundingError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Parts:
 
 def build_encoder(variant: Variant, parts: Parts, *, seed: int = 0) -> nn.Module:
     """The variant's frozen parts, and what learns with random weights of `seed`."""
+    import torch
     from transformers import CLIPVisionModel, Dinov2Model
 
     from core.encoders import register_encoders
