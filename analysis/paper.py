@@ -48,6 +48,7 @@ def paper_methods(number: int) -> pd.Series:
 
 
 _BESIDE = (  # words in the name of one of our rows, and words of the paper's row beside which it stands; first match
+    (("random point,",), ()),  # chance for the phrases that were said, which the paper does not report
     (("random point",), ("Random Point",)),
     (("difflmm", "clip"), ("DiffLMM", "CLIP")),
     (("difflmm",), ("DiffLMM",)),
@@ -70,10 +71,10 @@ def paper_row(number: int, label: str) -> pd.Series | None:
     Source: ours: by the words that both names share, such as DiffLMM; where the paper has several backbones, its first.
     """
     words = label.lower()
-    words += " llava" if words.split("/")[0].endswith("embedded") else ""
+    words += " llava" if "embedded" in words else ""
     rows = paper_table(number).assign(method=paper_methods(number))
     for ours, theirs in _BESIDE:
         if all(word in words for word in ours):
             found = rows[[all(word in method for word in theirs) for method in rows["method"]]]
-            return found.iloc[0] if len(found) else None
+            return found.iloc[0] if theirs and len(found) else None
     return None

@@ -95,6 +95,7 @@ def rows_of(
     item: str,
     quantities: Mapping[str, str],
     published: Mapping[str, str] | None = None,
+    model: str = "",
     label: str = "method",
 ) -> list[Result]:
     """Results from a table of models: a row for each of its rows and quantities that has a number.
@@ -105,12 +106,13 @@ def rows_of(
         item: of the paper, "Table <number>".
         quantities: column to the quantity's name with its unit.
         published: column to the paper's column, where it has another name.
+        model: of rows that name none.
         label: column of the rows' names.
     """
     number, found = int(item.split()[1]), []
     for row in frame.to_dict("records"):
-        name, model = str(row[label]), str(row.get("model", ""))
-        beside = paper_row(number, f"{name} {model}")
+        name, made = str(row[label]), str(row.get("model", model))
+        beside = paper_row(number, f"{name} {made}")
         for column, quantity in quantities.items():
             if column not in row or pd.isna(row[column]):
                 continue
@@ -122,7 +124,7 @@ def rows_of(
                     item=item,
                     quantity=quantity,
                     method=name,
-                    model=model,
+                    model=made,
                     interval=Interval(row[column], *ends),
                     paper=float(theirs) if known else None,
                     paper_method=str(beside["method"]) if known else "",

@@ -11,9 +11,10 @@ import nbformat
 import pytest
 import yaml
 
-from analysis.report.__main__ import NOTEBOOKS, main, override_parameters, profile_jobs, select_jobs
+from analysis.report.__main__ import main, override_parameters, select_jobs
 from analysis.report.page import flatten, notebook_section, write_page
 from analysis.report.parameters import declared_parameters, fits, parse_value
+from analysis.report.profiles import NOTEBOOKS, profile_jobs, profile_name
 from analysis.report.progress import NotebookProgress
 from analysis.report.runs import (
     NotebookJob,
@@ -23,6 +24,10 @@ from analysis.report.runs import (
     read_state,
     shared_folder,
 )
+from analysis.report.summary import in_papers_order
+from analysis.results import ITEMS, Result, save_results
+from analysis.scoring.metrics import Interval
+from analysis.tables import Provenance
 from core.errors import GroundingError
 
 DOT = base64.b64encode(
@@ -66,7 +71,7 @@ def write_notebook(path: Path, cells: list[str]) -> Path:
     for source in cells:
         cell = nbformat.v4.new_markdown_cell if source.startswith("#") else nbformat.v4.new_code_cell
         notebook.cells.append(cell(source))
-        if source in (PARAMETERS, SHARING):
+        if "output_dir: str" in source:
             notebook.cells[-1].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, path)
     return path
@@ -328,7 +333,7 @@ def test_parameters_that_papermill_passes_over_are_refused(tmp_path, monkeypatch
 
 
 def test_every_profile_of_this_repository_fits_its_notebooks(tmp_path):
-    profiles = sorted(path.name for path in (NOTEBOOKS / "parameters").iterdir())
+    profiles = sorted(path.stem for path in (NOTEBOOKS / "parameters").iterdir())
     notebooks = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     assert {"embedded", "smoke"} <= set(profiles)
     for profile in profiles:
@@ -498,3 +503,87 @@ def test_a_profile_may_name_another_shared_folder(tmp_path):
     assert run(notebooks, tmp_path / "out") == 0
     (output,) = [o for c in nbformat.read(tmp_path / "out/one/one.ipynb", 4).cells for o in c.get("outputs", [])]
     assert output.text == "in elsewhere\n"
+
+
+# ---- a profile of one file
+
+TAKES_MODEL = ["# One", PARAMETERS, MARK]
+TAKES_NONE = ["# Two", 'images: int = 1  # images\noutput_dir: str = ""  # folder', MARK]
+
+
+def one_file(root: Path, text: str) -> tuple[Path, Path]:
+    """Three notebooks, of which two declare `model`, and a profile of one file."""
+    notebooks = make_profile(root / "notebooks", {"one": TAKES_MODEL, "other": TAKES_MODEL}, {})
+    write_notebook(notebooks / "two.ipynb", TAKES_NONE)
+    (root / "mine.yaml").write_text(text)
+    return notebooks, root / "mine.yaml"
+
+
+def told(jobs: list[NotebookJob]) -> dict[str, tuple[str, dict]]:
+    return {job.name: (job.notebook.stem, job.parameters) for job in jobs}
+
+
+def test_one_file_reaches_every_notebook_that_takes_its_values(tmp_path):
+    notebooks, file = one_file(tmp_path, "model: hub/llava\nimages: 7\n")
+    jobs = profile_jobs(str(file), tmp_path / "out", notebooks=notebooks)
+    assert told(jobs) == {name: (name, {"model": "hub/llava", "images": 7}) for name in ("one", "other")}
+    assert profile_name(str(file)) == "mine" and profile_name("embedded") == "embedded"
+
+
+def test_jobs_change_leave_out_and_add(tmp_path):
+    text = "model: a\nimages: 7\njobs: {one: {images: 1}, other: false, two:, again: {notebook: one, model: b}}"
+    notebooks, file = one_file(tmp_path, text)
+    jobs = profile_jobs(str(file), tmp_path / "out", notebooks=notebooks)
+    assert told(jobs) == {
+        "again": ("one", {"model": "b", "images": 7}),
+        "one": ("one", {"model": "a", "images": 1}),
+        "two": ("two", {"images": 7}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: a", "has no parameter 'modle'; did you mean model?"),
+        ("jobs: {absent: {}}", r"names the notebook 'absent', and .*absent\.ipynb does not exist"),
+        ("jobs: [one]", "must hold `job: {name: value}` lines"),
+        ("- 1", "must hold `name: value` lines, got list"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why(tmp_path, text, message):
+    notebooks, file = one_file(tmp_path, text)
+    with pytest.raises(GroundingError, match=message):
+        profile_jobs(str(file), tmp_path / "out", notebooks=notebooks)
+
+
+def test_the_papers_profile_fits_the_notebooks(tmp_path):
+    jobs = override_parameters(profile_jobs("paper", tmp_path), [])
+    assert {"pilot_study", "gcg_val", "gcg_test", "grounded_conversation"} <= {job.name for job in jobs}
+    (pilot,) = (job.parameters for job in jobs if job.name == "pilot_study")
+    assert pilot["sam_checkpoint"].endswith("sam_vit_h_4b8939.pth") and pilot["preset"] == "pilot_study"
+
+
+# ---- the summary
+
+
+def test_the_summary_comes_first_and_names_what_is_missing(tmp_path):
+    jobs = [
+        NotebookJob(write_notebook(tmp_path / f"{name}.ipynb", TAKES_MODEL), {}, tmp_path / "out" / name)
+        for name in ("alpha", "zeta")
+    ]
+    made = Provenance("hub/llava", "COCO", 5)
+    number = {"interval": Interval(78.4, 75.0, 81.0), "paper": 34.01, "paper_method": "LLaVA-1.5"}
+    first = Result(item="Table 1", quantity="PAcc (%)", method="<mine>", note="other points", **number)
+    save_results(jobs[1].directory, [first], made)
+    save_results(jobs[0].directory, [Result(item="Figure 5", quantity="maps", figure="heads")], made)
+    (jobs[0].directory / "figures").mkdir()
+    (jobs[0].directory / "figures" / "heads.png").write_bytes(base64.b64decode(DOT))
+    assert [job.name for job in in_papers_order(jobs)] == ["zeta", "alpha"]
+    page = write_page(tmp_path / "out", jobs, profile="mine").read_text()
+    summary = page[: page.index("What was run")]
+    assert "78.4 (75.0 to 81.0)" in summary and "34.01 LLaVA-1.5" in summary and "&lt;mine&gt;" in summary
+    assert "Ours: COCO, n = 5. The paper's: COCO val2017" in summary and "Other points." in summary
+    assert 'src="alpha/figures/heads.png"' in summary
+    assert len(re.findall("not in this run", summary)) == len(ITEMS) - 2
+    assert page.index('<section id="zeta">') < page.index('<section id="alpha">')

@@ -47,8 +47,7 @@ def loss_results(losses: StageLosses, number: int) -> list[Result]:
                 method=row["label"],
                 interval=Interval(*(row[f"training_loss{end}"] for end in ("", "_min", "_max"))),
                 paper=float(paper[row["variant"]]),
-                paper_method="the same variant",
-                note="range over the seeds, not a confidence interval; ours is trained on embedded scenes",
+                note="the paper's number is of the same variant; range over the seeds",
             )
         )
     return found

@@ -1,8 +1,6 @@
 """`python -m analysis.report`: run a profile's notebooks and gather what they wrote into one page.
 
-A profile is a directory of parameter files, `notebooks/parameters/<profile>/<job>.yaml`. A file holds the values to run
-a notebook with: the notebook of the file's own name, or the one that its key `notebook` names, so that several jobs may
-share a notebook. Results go to `<output>/<job>/`, the page to `<output>/index.html`.
+Results go to `<output>/<job>/`, the page to `<output>/index.html`.
 """
 
 from __future__ import annotations
@@ -15,61 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.report.page import write_page
 from analysis.report.parameters import (
-    NOTEBOOK,
     OUTPUT_DIR,
     declared_parameters,
     parameter_problems,
     parse_value,
     unknown_name_message,
 )
+from analysis.report.profiles import NOTEBOOKS, profile_jobs, profile_name
 from analysis.report.progress import NotebookProgress
 from analysis.report.runs import NotebookJob, count_cells, prepare_shared, run_notebook
 from core.errors import GroundingError
-
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-
-
-def profile_jobs(profile: str, output: Path, *, notebooks: Path = NOTEBOOKS) -> list[NotebookJob]:
-    """The jobs of a profile, by name, with the values of their parameter files.
-
-    Raises:
-        GroundingError: no such profile, a parameter file without its notebook, or one that is no mapping, or whose
-            `notebook` is no text.
-    """
-    directory = notebooks / "parameters" / profile
-    files = sorted(directory.glob("*.yaml"))
-    if not files:
-        others = sorted(path.name for path in directory.parent.glob("*") if path.is_dir())
-        raise GroundingError(f"no parameter files in {directory}; profiles there: {', '.join(others) or 'none'}")
-    jobs = []
-    for file in files:
-        notebook, values = _read_parameters(file, notebooks)
-        jobs.append(NotebookJob(notebook=notebook, parameters=values, directory=output / file.stem))
-    return jobs
-
-
-def _read_parameters(file: Path, notebooks: Path) -> tuple[Path, dict[str, Any]]:
-    """The notebook of a parameter file and the values for it."""
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise GroundingError(f"{file} must hold `name: value` lines, got {type(values).__name__}")
-    name = values.pop(NOTEBOOK, file.stem)
-    if not isinstance(name, str):
-        raise GroundingError(
-            f"`{NOTEBOOK}` in {file} must be the name of a notebook, got {name!r} ({type(name).__name__})"
-        )
-    there = sorted(path.stem for path in notebooks.glob("*.ipynb"))
-    if name not in there:
-        raise GroundingError(
-            f"{file} names the notebook {name!r}, and {notebooks / name}.ipynb does not exist; "
-            f"notebooks there: {', '.join(there) or 'none'}"
-        )
-    return notebooks / f"{name}.ipynb", values
 
 
 def select_jobs(jobs: Sequence[NotebookJob], names: Sequence[str]) -> list[NotebookJob]:
@@ -138,7 +93,11 @@ def run_report(
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("--profile", default="embedded", help="directory of notebooks/parameters/ (default: embedded)")
+    parser.add_argument(
+        "--profile",
+        default="embedded",
+        help="profile of notebooks/parameters/ (default: embedded), or a YAML file of your own",
+    )
     parser.add_argument("--output", type=Path, help="where results go (default: reports/<profile>)")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="run these jobs of the profile, by the names of its files"
@@ -156,14 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 when every notebook finished, 1 when one failed, 2 when nothing could be started."""
     options = _arguments(argv)
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    output = options.output or Path("reports") / options.profile
+    name = profile_name(options.profile)
+    output = options.output or Path("reports") / name
     try:
         listed = profile_jobs(options.profile, output, notebooks=options.notebooks)
         jobs = override_parameters(select_jobs(listed, options.only), [tuple(pair) for pair in options.parameters])
         statuses = run_report(
             jobs,
             output,
-            profile=options.profile,
+            profile=name,
             listed=listed,
             force=options.force,
             fresh=options.fresh,

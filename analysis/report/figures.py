@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 
 from analysis.drawings import redraw_all
+from analysis.report.profiles import profile_name
 from core.errors import GroundingError
 
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--style", default="", help="a style of matplotlib, by name or file (such as grayscale)")
     options = parser.parse_args(argv)
     matplotlib.use("agg")
-    output = options.output or Path("reports") / options.profile
+    output = options.output or Path("reports") / profile_name(options.profile)
     try:
         drawn = redraw_all(output, style=options.style)
     except GroundingError as error:

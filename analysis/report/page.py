@@ -19,7 +19,8 @@ import pandas as pd
 from jinja2 import Environment
 
 from analysis.report.parameters import OUTPUT_DIR, declared_parameters
-from analysis.report.runs import STATE, NotebookJob, NotebookState, read_state
+from analysis.report.runs import STATE, NotebookJob, NotebookState, read_state, shared_folder
+from analysis.report.summary import existing, in_papers_order, summarise
 from core.atomic import write_atomically
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -66,11 +67,15 @@ class NotebookSection:
 
 def write_page(output: Path, jobs: Sequence[NotebookJob], *, profile: str) -> Path:
     """Write `<output>/index.html` from what the jobs' directories hold now, and return its path."""
-    sections = [notebook_section(job, output) for job in jobs]
+    sections = [notebook_section(job, output) for job in in_papers_order(jobs)]
+    items = summarise(jobs)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         profile=profile,
         sections=sections,
+        items=items,
+        pictures=existing(items, output),
+        shared=_shared_runs(output),
         seconds=sum((section.state.seconds for section in sections if section.state), 0.0),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=_versions(),
@@ -106,14 +111,23 @@ def notebook_section(job: NotebookJob, output: Path) -> NotebookSection:
             for name, entry in declared.items()
             if name != OUTPUT_DIR
         ],
-        provenance={
-            path.parent.relative_to(job.directory).as_posix(): flatten(json.loads(path.read_text(encoding="utf-8")))
-            for path in sorted(job.directory.rglob("run.json"))
-        },
+        provenance=_provenance(job.directory),
         tables=_tables(job.directory / "tables", output),
         figures=_figures(job.directory / "figures", output),
         links=_links(job, output),
     )
+
+
+def _provenance(directory: Path) -> dict[str, dict[str, str]]:
+    """What every run of records below a folder says made it, by its place there."""
+    return {
+        path.parent.relative_to(directory).as_posix(): flatten(json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(directory.rglob("run.json"))
+    }
+
+
+def _shared_runs(output: Path) -> dict[str, dict[str, str]]:
+    return _provenance(shared_folder(output))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:
