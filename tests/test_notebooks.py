@@ -17,8 +17,8 @@ from analysis.encoders.rows import TABLES
 from analysis.gcg.settings import GcgSettings
 from analysis.paper import paper_table
 from analysis.report.__main__ import main
-from analysis.report.profiles import NOTEBOOKS, profile_jobs
 from analysis.report.parameters import declared_parameters, parameter_problems
+from analysis.report.profiles import NOTEBOOKS, profile_jobs
 from analysis.settings import Settings, bundled_photographs, describe_run, find_pictures
 from analysis.training.settings import TrainingSettings
 from core.errors import GroundingError
