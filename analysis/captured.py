@@ -52,12 +52,12 @@ def capture_run(
     if segmenter is not None:
         keep_embeddings(
             segmenter,
-            settings.shared("embeddings", _folder(segmenter.name, {"at": fingerprint(segmenter.predictor.model)})),
+            settings.shared("embeddings", run_folder(segmenter.name, {"at": fingerprint(segmenter.predictor.model)})),
         )
     loaded = {"lmm": lmm, "segmenter": segmenter, "nlp": nlp}
     run = settings.run_options(**{"per_head": True} | settings.options)
     config = settings.run_config(options=run["options"], measured=sorted(_names(run["options"])), **loaded)
-    store = RunStore(settings.shared("answers", _folder(lmm.name, config)), config)
+    store = RunStore(settings.shared("answers", run_folder(lmm.name, config)), config)
     ground_dataset(dataset.items(), settings.prompt, store=store, measure=measure_run, **loaded, **run)
     if told:
         print(f"{settings.model}: {describe_run(store, [record_id for record_id, _ in dataset.items()])}")
@@ -99,6 +99,13 @@ def recorded_generation(grounding: Grounding, options: GroundOptions) -> Generat
     )
 
 
+def run_folder(name: str, config: Mapping[str, Any]) -> str:
+    """A readable folder name for a run, another one for every configuration."""
+    words = re.sub(r"[^A-Za-z0-9.]+", "_", name)[-60:].strip("_.")
+    told = json.dumps(config, sort_keys=True, default=str)
+    return f"{words}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
+
+
 def _names(options: GroundOptions) -> set[str]:
     """What a record keeps beside what every record holds."""
     if not options.capture()["per_head"]:
@@ -113,10 +120,3 @@ def _selected(layers: Any, heads: Any) -> str:
         for name, chosen in (("layers", layers), ("heads", heads))
     }
     return f"{SELECTED} layers={said['layers']} heads={said['heads']}"
-
-
-def _folder(name: str, config: Mapping[str, Any]) -> str:
-    """A readable folder name that differs where the configurations do."""
-    words = re.sub(r"[^A-Za-z0-9.]+", "_", name)[-60:].strip("_.")
-    told = json.dumps(config, sort_keys=True, default=str)
-    return f"{words}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
