@@ -28,8 +28,10 @@ pytestmark = pytest.mark.timeout(900)  # a kernel for each notebook; a busy mach
 
 NAMES = (
     "encoder_tables",
+    "error_ledger",
     "grounded_conversation",
     "grounded_conversation_generation",
+    "grounding_ablations",
     "head_layer_heatmaps",
     "normalization_effects",
     "pilot_study",
@@ -47,6 +49,12 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
         "figures": ["gcg_scores", "gcg_protocols", "gcg_example_0", "gcg_example_1"],
         "tables": ["table2_gcg", "gcg_protocols"],
         "records": [],
+    },
+    "error_ledger": {"figures": ["error_ledger"], "tables": ["error_ledger"], "records": []},
+    "grounding_ablations": {
+        "figures": ["table4_normalization_and_prompt", "table7_single_heads"],
+        "tables": ["table4_normalization_and_prompt", "table7_single_heads"],
+        "records": ["predictions/norm + point/0.json", "predictions/layer 0 head 0/0.json"],
     },
     "head_layer_heatmaps": {
         "figures": ["mean_map", "head_maps", "head_accuracy"],

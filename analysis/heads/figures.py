@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -49,25 +51,43 @@ def plot_head_maps(
 
 
 def plot_head_accuracy(
-    percent: Float[np.ndarray, "l n"], *, reference: float, chance: float | None = None, ax: Axes | None = None
+    percent: Float[np.ndarray, "l n"],
+    *,
+    reference: float,
+    chance: float | None = None,
+    measure: str = "PAcc",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
-    """PAcc (percent) of every head as a heat map; lines on the colour bar mark the mean over all heads and chance."""
-    layers, heads = percent.shape
-    ax = new_axes(min(12, 4 + 0.5 * heads), min(10, 1.5 + 0.4 * layers)) if ax is None else ax
+    """PAcc (percent) of every head as a heat map; lines on the colour bar mark the mean over all heads and chance.
+
+    Args:
+        percent: the heads.
+        reference: of the mean over all heads.
+        chance: of a random point.
+        measure: what the numbers are.
+        layers, heads: which they are of, where they are not all of a model.
+    """
+    rows, columns = percent.shape
+    ax = new_axes(min(12, 4 + 0.5 * columns), min(10, 1.5 + 0.4 * rows)) if ax is None else ax
     top = float(np.nanmax([1.0, reference, *percent.ravel()])) * 1.05
-    drawn = ax.imshow(percent, cmap="viridis", vmin=0, vmax=top, label="PAcc", aspect="auto")
+    drawn = ax.imshow(percent, cmap="viridis", vmin=0, vmax=top, label=measure, aspect="auto")
     ax.set(
         xlabel="head",
         ylabel="layer",
-        xticks=range(0, heads, max(1, heads // 16)),
-        yticks=range(0, layers, max(1, layers // 16)),
+        xticks=range(0, columns, max(1, columns // 16)),
+        yticks=range(0, rows, max(1, rows // 16)),
     )
+    for axis, names in ((ax.xaxis, heads), (ax.yaxis, layers)):
+        if names is not None:
+            axis.set_ticklabels([str(names[int(place)]) for place in axis.get_ticklocs()])
     if percent.size <= 150:
         for (layer, head), value in np.ndenumerate(percent):
             colour = "white" if value < 0.6 * top else "black"
             ax.text(head, layer, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
     bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.06, pad=0.03)
-    bar.ax.set_title("PAcc of\none head (%)", fontsize=8, pad=8)
+    bar.ax.set_title(f"{measure} of\none head (%)", fontsize=8, pad=8)
     marks = {"mean over all heads": reference} | ({} if chance is None else {"random point": chance})
     for name, value in marks.items():
         if np.isnan(value):
