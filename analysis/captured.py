@@ -58,7 +58,15 @@ def capture_run(
     run = settings.run_options(**{"per_head": True} | settings.options)
     config = settings.run_config(options=run["options"], measured=sorted(_names(run["options"])), **loaded)
     store = RunStore(settings.shared("answers", run_folder(lmm.name, config)), config)
-    ground_dataset(dataset.items(), settings.prompt, store=store, measure=measure_run, **loaded, **run)
+    ground_dataset(
+        dataset.items(),
+        settings.prompt,
+        store=store,
+        measure=measure_run,
+        batch_size=settings.batch_size,
+        **loaded,
+        **run,
+    )
     if told:
         print(f"{settings.model}: {describe_run(store, [record_id for record_id, _ in dataset.items()])}")
     return store

@@ -22,6 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # bundled in scikit-image's wheel
 LOADING = tuple(signature(load_lmm).parameters)[1:]
+BATCH_SIZE = "batch_size"
 GENERATION = {"max_new_tokens": 512}
 Read = TypeVar("Read")
 
@@ -49,7 +50,8 @@ class Settings:
         preset, options: how answers are grounded: a name in `core.PRESETS`, and fields of `core.GroundOptions` that
             differ from it.
         loading: options of `core.load_lmm` (device, dtype, geometry, template, revision, device_map,
-            attn_implementation, quantization); geometry is "pad" unless given, as in the paper.
+            attn_implementation, quantization); geometry is "pad" unless given, as in the paper. And `batch_size`,
+            pictures that are answered together (1).
         matching: of phrases to categories, see `analysis.scoring.matching.CategoryMatcher` (`by`, `threshold`).
         seed: of the scenes, the random points and the bootstrap.
 
@@ -77,11 +79,11 @@ class Settings:
     def __post_init__(self) -> None:
         self.ground_options()
         self.matcher(nlp=None)
-        check_names("loading", self.loading, LOADING)
+        check_names("loading", self.loading, (*LOADING, BATCH_SIZE))
         for name, known in {"geometry": GEOMETRIES, "dtype": DTYPES}.items():
             if self.loading.get(name, known[0]) not in known:
                 raise GroundingError(f"{name} is {self.loading[name]!r}; choose one of {', '.join(known)}")
-        limits = {"n_images": (self.n_images, 0), "seed": (self.seed, 0)}
+        limits = {"n_images": (self.n_images, 0), "seed": (self.seed, 0), BATCH_SIZE: (self.batch_size, 1)}
         for name, (value, lowest) in (limits | {"max_new_tokens": (self.answering()["max_new_tokens"], 1)}).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise GroundingError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
@@ -143,7 +145,12 @@ class Settings:
 
     def lmm_options(self) -> dict[str, Any]:
         """Keyword arguments of `core.load_lmm`."""
-        return {"geometry": "pad"} | self.loading
+        return {"geometry": "pad"} | {name: value for name, value in self.loading.items() if name != BATCH_SIZE}
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that are answered together."""
+        return self.loading.get(BATCH_SIZE, 1)
 
     def segmenter_options(self) -> dict[str, Any]:
         """Keyword arguments of `core.load_segmenter`: it goes where the model goes."""

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from core.errors import GroundingError
@@ -122,8 +122,16 @@ class Segmenter:
         """
         return _joined(list(self.predict_in_parts(points)), self.image_size)
 
-    def predict_in_parts(self, points: Float[Tensor, "p 2"]) -> Iterator[Masks]:
-        """`predict`, a few prompts at a time, in order."""
+    def predict_in_parts(self, points: Float[Tensor, "p 2"], *, choice: str = "all") -> Iterator[Masks]:
+        """`predict`, a few prompts at a time, in order.
+
+        Args:
+            points: as for `predict`.
+            choice: what is kept of each prompt's three masks, as in `choose`; only that is brought to the image's size.
+
+        Raises:
+            GroundingError: as for `predict`; unknown `choice`.
+        """
         height, width = self.image_size
         inside = (points >= 0).all(1) & (points[:, 0] < width) & (points[:, 1] < height)
         if not inside.all():
@@ -135,7 +143,7 @@ class Segmenter:
             if len(part):
                 coords = part.to(self.predictor.device, torch.float32)
                 labels = torch.ones(coords.shape[:2], dtype=torch.int, device=coords.device)
-                yield _masks(self.predictor.predict_torch(coords, labels, multimask_output=True))
+                yield self._decode(choice, points=(coords, labels))
 
     def predict_from_maps(
         self,
@@ -143,6 +151,7 @@ class Segmenter:
         *,
         temperature: float | None = 2e-4,
         threshold: float = 0.75,
+        choice: str = "all",
     ) -> Masks:
         """Three masks for each map, given as a mask prompt and the box around its bright pixels.
 
@@ -156,6 +165,7 @@ class Segmenter:
                 tokens).
             threshold: the box holds all pixels above this share; where there are none, the brightest pixel alone
                 (ours: the released code then sends an empty box in the corner).
+            choice: as for `predict_in_parts`.
 
         Raises:
             GroundingError: no image is set, or maps of another size, or values that are not finite.
@@ -174,11 +184,27 @@ class Segmenter:
                 boxes = self.predictor.transform.apply_boxes_torch(_boxes(shares, threshold), (height, width))
                 inputs = self._mask_inputs(torch.logit(shares, eps=1e-3))
                 device = self.predictor.device
-                answer = self.predictor.predict_torch(
-                    None, None, boxes=boxes.to(device), mask_input=inputs.to(device), multimask_output=True
-                )
-                parts.append(_masks(answer))
-        return _joined(parts, (height, width))
+                parts.append(self._decode(choice, boxes=boxes.to(device), masks=inputs.to(device)))
+        return _joined(parts, (height, width), MASK_CHOICES[choice])
+
+    @torch.no_grad()
+    def _decode(self, choice: str, **prompts: Any) -> Masks:
+        """What `SamPredictor.predict_torch` answers to prompts, but of the three masks only those that are kept are
+        brought to the image's size, which is most of the work.
+        """
+        predictor, model = self.predictor, self.predictor.model
+        sparse, dense = model.prompt_encoder(**{"points": None, "boxes": None, "masks": None} | prompts)
+        small, scores = model.mask_decoder(
+            image_embeddings=predictor.features,
+            image_pe=model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        kept = _kept(scores, choice)
+        small, scores = small.gather(1, kept[..., None, None].expand(-1, -1, *small.shape[2:])), scores.gather(1, kept)
+        logits = model.postprocess_masks(small, predictor.input_size, predictor.original_size)
+        return Masks((logits > model.mask_threshold).cpu(), scores.to("cpu", torch.float32))
 
     def _mask_inputs(self, logits: Float[Tensor, "p H W"]) -> Float[Tensor, "p 1 S S"]:
         side = self.predictor.model.prompt_encoder.mask_input_size[0]
@@ -224,13 +250,27 @@ def choose(masks: Masks, how: str = "last") -> Masks:
 
     Source: the paper leaves it open; the released code keeps the last, and all three in the pilot study.
     """
-    if how not in MASK_CHOICES:
-        raise GroundingError(f"mask choice {how!r} is not known; choose one of {', '.join(MASK_CHOICES)}")
+    kept = _kept(masks.scores, how)
     if how == "all" or masks.scores.shape[1] == 0:
         return masks
-    prompts = torch.arange(len(masks.scores))
-    kept = masks.scores.argmax(1) if how == "best" else torch.full_like(prompts, masks.scores.shape[1] - 1)
-    return Masks(masks.masks[prompts, kept][:, None], masks.scores[prompts, kept][:, None])
+    prompts = torch.arange(len(kept))[:, None]
+    return Masks(masks.masks[prompts, kept], masks.scores[prompts, kept])
+
+
+def _kept(scores: Float[Tensor, "p m"], how: str) -> Int64[Tensor, "p kept"]:
+    """Which of each prompt's masks are kept.
+
+    Raises:
+        GroundingError: unknown `how`.
+    """
+    if how not in MASK_CHOICES:
+        raise GroundingError(f"mask choice {how!r} is not known; choose one of {', '.join(MASK_CHOICES)}")
+    p, m = scores.shape
+    if how == "all" or m == 0:
+        return torch.arange(m, device=scores.device).expand(p, m)
+    if how == "best":
+        return scores.argmax(1, keepdim=True)
+    return torch.full((p, 1), m - 1, device=scores.device)
 
 
 def encode_chosen(parts: Iterable[Masks], how: str) -> tuple[tuple[tuple[dict, ...], ...], Float[Tensor, "p m"]]:
@@ -291,11 +331,7 @@ def _boxes(shares: Float[Tensor, "p H W"], threshold: float) -> Float[Tensor, "p
     return torch.tensor(boxes, dtype=torch.float32)
 
 
-def _masks(answer: tuple[Tensor, Tensor, Tensor]) -> Masks:
-    return Masks(answer[0].cpu(), answer[1].to("cpu", torch.float32))
-
-
-def _joined(parts: list[Masks], size: tuple[int, int]) -> Masks:
+def _joined(parts: list[Masks], size: tuple[int, int], kept: int = 3) -> Masks:
     if not parts:
-        return Masks(torch.zeros(0, 3, *size, dtype=torch.bool), torch.zeros(0, 3))
+        return Masks(torch.zeros(0, kept, *size, dtype=torch.bool), torch.zeros(0, kept))
     return Masks(torch.cat([part.masks for part in parts]), torch.cat([part.scores for part in parts]))

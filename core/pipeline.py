@@ -299,7 +299,7 @@ def _segment(
         return (), torch.zeros(0, MASK_CHOICES[options.mask_choice])
     segmenter.set_image(picture)
     if options.sam_prompt == "point":
-        parts = segmenter.predict_in_parts(points)
+        parts = segmenter.predict_in_parts(points, choice=options.mask_choice)
     else:
         parts = _from_maps(maps, view, segmenter, options)
     return encode_chosen(parts, options.mask_choice)
@@ -315,4 +315,5 @@ def _from_maps(maps: Tensor, view: View, segmenter: Segmenter, options: GroundOp
             map_to_pixels(part, view, size=(height, width)),
             temperature=options.mask_temperature,
             threshold=options.mask_threshold,
+            choice=options.mask_choice,
         )

@@ -100,7 +100,7 @@ def segment_heads(
         unique, places = flat.unique(dim=0, return_inverse=True) if len(flat) else (flat, torch.zeros(0).long())
         if len(unique):
             segmenter.set_image(load_image(image))
-        masks, _ = encode_chosen(segmenter.predict_in_parts(unique) if len(unique) else (), "last")
+        masks, _ = encode_chosen(segmenter.predict_in_parts(unique, choice="last") if len(unique) else (), "last")
         shape = {"l": len(choice.layers), "n": len(choice.heads)}
         places = rearrange(places.to(torch.int32), "(p l n) -> p (l n)", **shape)
         found.write(id, Record({"places": places}, {"masks": [each[0] for each in masks]}))

@@ -18,7 +18,6 @@ from analysis.scoring.coco import CocoDataset, annotation_mask
 from analysis.settings import Settings
 from core.errors import GroundingError
 from core.images import load_image
-from core.masks import choose
 from core.provenance import fingerprint
 from core.record_folder import Record, RecordFolder
 
@@ -74,7 +73,7 @@ def _overlaps(image: Any, masks: list[np.ndarray], segmenter: Any) -> torch.Tens
     if seen:
         segmenter.set_image(load_image(image.path))
         points = torch.tensor([inner_point(masks[number]) for number in seen], dtype=torch.float32)
-        parts = [choose(part, "last").masks[:, 0].numpy() for part in segmenter.predict_in_parts(points)]
+        parts = [part.masks[:, 0].numpy() for part in segmenter.predict_in_parts(points, choice="last")]
         for number, mask in zip(seen, np.concatenate(parts), strict=True):
             codes = [rle.encode(np.asfortranarray(each.astype(np.uint8))) for each in (mask, masks[number])]
             found[number] = float(rle.iou(codes[:1], codes[1:], [0])[0, 0])

@@ -130,6 +130,7 @@ def _segment(picture: Image.Image, points: pd.DataFrame, segmenter: Segmenter, m
     prompts = torch.tensor(points[["x", "y"]].to_numpy(), dtype=torch.float32)
     if len(prompts):
         segmenter.set_image(picture)
-    masks, scores = encode_chosen(segmenter.predict_in_parts(prompts) if len(prompts) else (), mask_choice)
+    parts = segmenter.predict_in_parts(prompts, choice=mask_choice) if len(prompts) else ()
+    masks, scores = encode_chosen(parts, mask_choice)
     categories = torch.tensor(points["category_id"].to_numpy(int))
     return Record({"points": prompts, "categories": categories, "scores": scores}, {"masks": masks})
