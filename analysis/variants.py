@@ -62,7 +62,7 @@ def ground_variant(
     variant = RunStore(settings.shared("variants", run_folder(name, config)), config, keep_maps=False)
     done, held = variant.done(), set(store.ids())
     missing = [(id, image) for id, image in dataset.items() if id in held and id not in done]
-    bar = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30, "disable": not progress}
+    bar = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30, "disable": not (progress and missing)}
     for id, image in tqdm(missing, desc=name, unit="image", **bar):
         record = store.read(id)
         generation = recorded_generation(record, options)

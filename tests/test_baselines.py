@@ -10,8 +10,19 @@ import tiny_coco
 import torch
 from tiny_coco import MASKS, grounding, matcher
 
-from analysis.pilot_study.baselines import CENTRE, CHANCE, MOST, OWN, baseline_points, baseline_table, reading
+from analysis.pilot_study.baselines import (
+    CENTRE,
+    CHANCE,
+    MOST,
+    OWN,
+    baseline_points,
+    baseline_table,
+    baselines_of,
+    reading,
+)
 from analysis.scoring.coco import load_instances
+from analysis.scoring.figures import plot_compared
+from core.records import RunStore
 
 GRID = (5, 6)
 
@@ -64,8 +75,26 @@ def test_the_same_phrases_are_scored_by_hand(dataset):
     assert table.loc[CENTRE, "difference"] == pytest.approx(-200 / 3) and np.isnan(table.loc[OWN, "difference"])
     star, cat, cats = 2650 / 9600, 1000 / 9600, 3100 / 6600
     assert table.loc[CHANCE, "PAcc"] == pytest.approx(100 * (star + cat + cats) / 3)
-    text = reading({"a model": baseline_table(records(), dataset, matcher())})
-    assert f"{CENTRE}: lower, -66.7" in text and "a model" not in text
+    assert f"\n  {CENTRE}: lower, -66.7" in reading(table.reset_index())
+
+
+def test_rows_of_several_models_say_whose_they_are(dataset, tmp_path):
+    stores = {}
+    for label in ("one", "two"):
+        stores[label] = RunStore(tmp_path / label, {"model": label})
+        for key, found in records():
+            stores[label].write(key, found)
+    single = baselines_of({"one": stores["one"]}, dataset, matcher())
+    assert single["points"].tolist() == [OWN, CENTRE, MOST, CHANCE]
+    both = baselines_of(stores, dataset, matcher())
+    assert both["points"].tolist() == [f"{label}: {name}" for label in stores for name in single["points"]]
+    assert both["PAcc"].tolist() == 2 * single["PAcc"].tolist()
+    assert reading(both).count("\n") == 6  # a line each but for the models' own
+    left, right = plot_compared(both, OWN).axes
+    assert len(left.get_yticklabels()) == 8 and left.get_ylim() == right.get_ylim()
+    drawn = {line.get_label(): line.get_xdata()[0] for line in right.lines if "interval" not in line.get_label()}
+    assert set(drawn) == {"no difference", *(name for name in both["points"] if not name.endswith(OWN))}
+    assert drawn[f"two: {CENTRE}"] == pytest.approx(-200 / 3)
 
 
 def test_nothing_matched_and_empty_answers_are_nan(dataset):
@@ -74,4 +103,4 @@ def test_nothing_matched_and_empty_answers_are_nan(dataset):
     bare = replace(empty, generation=replace(empty.generation, attention=torch.zeros(0, 30), **said))
     table = baseline_table([("3", bare)], dataset, matcher())
     assert table["PAcc"].isna().all() and (table["n_phrases"] == 0).all()
-    assert "nothing to compare" in reading({"a": table, "b": table})
+    assert "nothing to compare" in reading(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from analysis.scoring.matching import CategoryMatcher
 from analysis.scoring.phrases import match_phrases, score_chance, score_points
 from core.pipeline import Grounding
 from core.points import prompt_points
+from core.records import RunStore
 
 OWN = "each phrase's own point"
 CENTRE, MOST, CHANCE = "image centre", "most attended cell of the mean map", "random point (expected)"
@@ -63,7 +64,24 @@ def baseline_table(
     return compare_ways(ways, OWN, seed=seed)
 
 
-def reading(tables: dict[str, pd.DataFrame]) -> str:
-    """How the baselines compare with each model, in the measured numbers."""
-    told = {label: describe_differences(table, OWN) for label, table in tables.items()}
-    return "\n".join(text if len(told) == 1 else f"{label}. {text}" for label, text in told.items())
+def baselines_of(
+    stores: Mapping[str, RunStore], dataset: CocoDataset, matcher: CategoryMatcher, *, seed: int = 0
+) -> pd.DataFrame:
+    """`baseline_table` of one model as it is; of several one below the other, each model's label in its rows' names.
+
+    Args:
+        stores: records of each model by its label.
+        dataset, matcher, seed: as in `baseline_table`.
+    """
+    tables = {
+        label: baseline_table(dataset.records(store), dataset, matcher, seed=seed) for label, store in stores.items()
+    }
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    named = [table.assign(points=[f"{label}: {name}" for name in table["points"]]) for label, table in tables.items()]
+    return pd.concat(named, ignore_index=True)
+
+
+def reading(table: pd.DataFrame) -> str:
+    """How the baselines compare with each model's own points, in the measured numbers."""
+    return describe_differences(table, OWN)

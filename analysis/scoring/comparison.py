@@ -56,10 +56,10 @@ def told_apart(low: float, high: float) -> str:
 
 
 def describe_differences(frame: pd.DataFrame, reference: str) -> str:
-    """One line for each row of `compare_ways` but the reference's, in its numbers."""
+    """One line for each row of `compare_ways` but those whose name ends as the reference's, in its numbers."""
     name = frame.columns[0]
     lines = [f"PAcc against {reference} on the same images (95 % intervals, paired, not corrected for their number):"]
-    for row in frame[frame[name] != reference].to_dict("records"):
+    for row in frame[~frame[name].str.endswith(reference)].to_dict("records"):
         value, low, high = (row[column] for column in DIFFERENCE)
         verdict = "nothing to compare" if pd.isna(value) else told_apart(low, high)
         lines.append(f"  {row[name]}: {verdict}, {Interval(value / 100, low / 100, high / 100).points()}")
