@@ -40,7 +40,7 @@ def plot_compared(
         plot_intervals(frame, label=name, value=metric, colours=colours, ax=left, **ends)
         left.set_title(f"{metric} with 95 % intervals over images", loc="left", fontsize=9)
         _plot_differences(frame[compared], difference, len(frame), ax=right)
-        right.set_title(f"{metric} minus that of {reference} (paired)", loc="left", fontsize=9)
+        right.set_title(f"{metric} minus that of the orange row (paired)", loc="left", fontsize=9)
     return figure
 
 
