@@ -111,8 +111,11 @@ class MaskScores:
         return self.of(resamples(self.n_images, DRAWS, self.seed))
 
     def interval(self, name: str) -> Interval:
-        """One of `AP_AR` with its bootstrap interval over images, centred as `resampled_interval` describes."""
-        return percentile_interval(self.values[name], self.resampled[name], centred=True)
+        """One of `AP_AR` with its bootstrap interval over images, centred as `resampled_interval` describes and kept to
+        what a share can be.
+        """
+        found = percentile_interval(self.values[name], self.resampled[name], centred=True)
+        return Interval(found.value, *np.clip((found.low, found.high), 0.0, 1.0).tolist())
 
 
 def mask_scores(results: Sequence[dict[str, Any]], dataset: CocoDataset, *, seed: int = 0) -> MaskScores:
