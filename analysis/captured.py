@@ -7,11 +7,19 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from analysis.heads.points import HEAD_POINTS, measure_head_points
+from analysis.heads.statistics import (
+    HEAD_MAPS,
+    MAPS_LIMIT,
+    STATISTICS,
+    measure_head_maps,
+    measure_head_statistics,
+)
 from analysis.settings import Settings, describe_run
 from core.attention import select_heads
 from core.embeddings import keep_embeddings
@@ -35,18 +43,23 @@ def capture_run(
     lmm: Any,
     segmenter: Any,
     nlp: Any,
+    head_maps: int = MAPS_LIMIT,
     told: bool = True,
 ) -> RunStore:
     """Answer and ground every image of a dataset that has no record yet, keeping all that later questions need.
 
-    Beside the maps of every token, a record holds each head's points and the maps of the heads that presets single out,
-    so that other normalisations, heads, presets and prompts of the segmenter follow from it without the model; and the
-    segmenter keeps its embeddings of the images. With the option `per_head: false` what is known of heads is left out.
+    Beside the maps of every token, a record holds each head's points and statistics and the maps of the heads that
+    presets single out, so that other normalisations, heads, presets and prompts of the segmenter follow from it without
+    the model; and the segmenter keeps its embeddings of the images. With the option `per_head: false` what is known of
+    heads is left out.
 
     Args:
         settings: of the notebook. Runs lie in the folder that notebooks share (`runs_dir`), one for each configuration.
         dataset: anything with `items()`, (record id, image) pairs.
         lmm, segmenter, nlp: as for `core.ground_dataset`.
+        head_maps: keep every head's map of every phrase, too, where it takes at most so many values (4 bytes each), so
+            that any set of heads can be averaged later. The default keeps those of small models; LLaVA-1.5-7B has 32 *
+            32 heads of 576 cells, 589 824 values or 2.4 MB for each phrase.
         told: print how many images have a record.
     """
     if segmenter is not None:
@@ -56,13 +69,13 @@ def capture_run(
         )
     loaded = {"lmm": lmm, "segmenter": segmenter, "nlp": nlp}
     run = settings.run_options(**{"per_head": True} | settings.options)
-    config = settings.run_config(options=run["options"], measured=sorted(_names(run["options"])), **loaded)
+    config = settings.run_config(options=run["options"], measured=sorted(_names(run["options"], head_maps)), **loaded)
     store = RunStore(settings.shared("answers", run_folder(lmm.name, config)), config)
     ground_dataset(
         dataset.items(),
         settings.prompt,
         store=store,
-        measure=measure_run,
+        measure=partial(measure_run, head_maps=head_maps),
         batch_size=settings.batch_size,
         **loaded,
         **run,
@@ -72,10 +85,13 @@ def capture_run(
     return store
 
 
-def measure_run(grounding: Grounding) -> dict[str, Tensor]:
+def measure_run(grounding: Grounding, *, head_maps: int = MAPS_LIMIT) -> dict[str, Tensor]:
     """What `capture_run` keeps of the heads with a record; a `measure` of `core.ground_dataset`."""
-    names, per_head = _names(grounding.options), grounding.generation.attention_per_head
-    found = measure_head_points(grounding) if HEAD_POINTS in names else {}
+    per_head, found = grounding.generation.attention_per_head, {}
+    if HEAD_POINTS in _names(grounding.options, head_maps):
+        found |= measure_head_points(grounding) | measure_head_statistics(grounding)
+        if per_head[0].numel() <= head_maps:
+            found |= measure_head_maps(grounding)
     for layers, heads in SELECTIONS if per_head is not None else ():
         found[_selected(layers, heads)] = select_heads(per_head, layers=layers, heads=heads)
     return found
@@ -114,11 +130,14 @@ def run_folder(name: str, config: Mapping[str, Any]) -> str:
     return f"{words}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
 
 
-def _names(options: GroundOptions) -> set[str]:
-    """What a record keeps beside what every record holds."""
+def _names(options: GroundOptions, head_maps: int) -> set[str]:
+    """What a record keeps beside what every record holds. Heads cannot be compared one by one where points are taken
+    after upsampling, or where maps are normalised by the prompt's, which is known of their mean alone.
+    """
     if not options.capture()["per_head"]:
         return set()
-    points = set() if options.aggregation == "pixel_max" else {HEAD_POINTS}
+    single = options.aggregation != "pixel_max" and options.normalization != "prompt"
+    points = {HEAD_POINTS, *STATISTICS, f"{HEAD_MAPS} of at most {head_maps} values"} if single else set()
     return points | {_selected(layers, heads) for layers, heads in SELECTIONS}
 
 

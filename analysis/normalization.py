@@ -1,9 +1,9 @@
-"""What equation 3 does (Figure 6 of the paper): every token's map before and after, and PAcc with and without."""
+"""What equation 3 does (Figure 6 of the paper): every token's map before and after, and PAcc by normalisation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,26 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from analysis.captured import recorded_generation
 from analysis.scoring.coco import CocoDataset
+from analysis.scoring.comparison import Way, compare_ways
 from analysis.scoring.matching import CategoryMatcher
 from analysis.scoring.metrics import Interval
 from analysis.scoring.phrases import difference, match_phrases, score_chance, score_points
 from core.attention import normalize, to_grid
 from core.generation import Generation
 from core.geometry import View
+from core.options import GroundOptions
 from core.pipeline import Grounding, phrase_points
 
-KINDS = ("none", "sequence")  # without equation 3 and with it
+KINDS = {
+    "none": "none",
+    "sequence": "mean over the answer (equation 3)",
+    "words": "mean over the answer's words, without special tokens",
+    "ratio": "ratio to the mean over the answer",
+    "prompt": "mean over the prompt's words",
+}
+"""What is taken from the maps, by the name of the normalisation."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +87,38 @@ def maps_reading(maps: TokenMaps) -> str:
     )
 
 
-def points_by_normalization(grounding: Grounding) -> Float[np.ndarray, "p 2 2"]:
-    """Every phrase's prompt point without eq. 3, then with it, recomputed from the recorded maps under the record's
-    other options.
+def kinds_for(options: GroundOptions) -> tuple[str, ...]:
+    """The normalisations that records under these options can be compared by: the map of the prompt is known only of
+    the mean over all heads.
+    """
+    return tuple(kind for kind in KINDS if kind != "prompt" or not options.selects_heads)
+
+
+def points_by_normalization(
+    grounding: Grounding, kinds: Sequence[str] = ("none", "sequence")
+) -> Float[np.ndarray, "p m 2"]:
+    """Every phrase's prompt point under each normalisation, recomputed from the recorded maps under the record's other
+    options.
 
     Returns:
-        (x, y) in pixels of the original image, of the kinds in the order of `KINDS`.
+        (x, y) in pixels of the original image, of the kinds in their order.
+
+    Raises:
+        GroundingError: the record does not hold the maps that its options read, or none of its prompt.
     """
-    answer, options = (grounding.generation, grounding.phrases), grounding.options
-    return torch.stack([phrase_points(*answer, options=options, normalization=kind) for kind in KINDS], dim=1).numpy()
+    generation = recorded_generation(grounding, grounding.options)
+    options = replace(grounding.options, layers=None, heads=None)
+    points = [phrase_points(generation, grounding.phrases, options=options, normalization=kind) for kind in kinds]
+    return torch.stack(points, dim=1).numpy()
 
 
 @dataclass(frozen=True)
 class NormalizationEffect:
-    """PAcc with and without eq. 3 on the same phrases; intervals over images, the difference paired."""
+    """PAcc with and without eq. 3 on the same phrases; intervals over images, the difference paired.
+
+    Attributes:
+        variants: every normalisation beside eq. 3, `analysis.scoring.comparison.compare_ways` in the rows' words.
+    """
 
     without: Interval
     with_eq3: Interval
@@ -98,6 +126,7 @@ class NormalizationEffect:
     chance: float
     n_phrases: int
     n_images: int
+    variants: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
         """In percent: without, with, with minus without, and a random point's expectation for the same phrases."""
@@ -116,20 +145,23 @@ def normalization_effect(
     dataset: CocoDataset,
     matcher: CategoryMatcher,
     *,
+    kinds: Sequence[str] = tuple(KINDS),
     seed: int = 0,
 ) -> NormalizationEffect:
-    """PAcc of both kinds of points for the phrases that match an annotated category, as in the pilot study.
+    """PAcc under every normalisation for the phrases that match an annotated category, as in the pilot study.
 
     All numbers are nan where no phrase matched.
 
     Args:
         records: (image id, grounding) pairs.
         dataset, matcher: the ground truth, and what matches phrases to its categories.
+        kinds: normalisations, "none" and "sequence" among them; see `kinds_for`.
         seed: of the bootstrap.
     """
-    found = match_phrases(records, dataset, matcher, points=points_by_normalization)
+    found = match_phrases(records, dataset, matcher, points=lambda record: points_by_normalization(record, kinds))
     scores = score_points(found, dataset)
-    without, with_eq3 = KINDS.index("none"), KINDS.index("sequence")
+    ways = {KINDS[kind]: Way(scores, column) for column, kind in enumerate(kinds)}
+    without, with_eq3 = kinds.index("none"), kinds.index("sequence")
     return NormalizationEffect(
         without=scores.interval(without, seed=seed),
         with_eq3=scores.interval(with_eq3, seed=seed),
@@ -137,6 +169,7 @@ def normalization_effect(
         chance=float(score_chance(found, dataset).means[0]),
         n_phrases=len(scores.values),
         n_images=len(dataset),
+        variants=compare_ways(ways, KINDS["sequence"], name="taken from the maps", seed=seed),
     )
 
 

@@ -131,3 +131,24 @@ def rows_of(
                 )
             )
     return found
+
+
+def beyond_rows(frame: pd.DataFrame, label: str, quantities: Mapping[str, str]) -> list[Result]:
+    """Results that the paper has no number for, from a table: a row for each of its rows and quantities with a number.
+
+    Args:
+        frame: columns `label`, the quantities, and `<quantity>_low` and `_high` where there are intervals.
+        label: column of the rows' names.
+        quantities: column to the quantity's name with its unit.
+    """
+    return [
+        Result(
+            item=BEYOND,
+            quantity=quantity,
+            method=str(row[label]),
+            interval=Interval(row[column], *(row.get(f"{column}_{end}", float("nan")) for end in ("low", "high"))),
+        )
+        for row in frame.to_dict("records")
+        for column, quantity in quantities.items()
+        if not pd.isna(row[column])
+    ]

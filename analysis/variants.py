@@ -18,8 +18,6 @@ from core.provenance import fingerprint
 from core.records import RunStore
 
 if TYPE_CHECKING:
-    from spacy.language import Language
-
     from core.masks import Segmenter
 
 
@@ -30,7 +28,7 @@ def ground_variant(
     options: GroundOptions | str,
     *,
     segmenter: Segmenter | None,
-    nlp: Language,
+    nlp: Any,
     name: str,
     progress: bool = True,
 ) -> RunStore:
@@ -62,7 +60,7 @@ def ground_variant(
     variant = RunStore(settings.shared("variants", run_folder(name, config)), config, keep_maps=False)
     done, held = variant.done(), set(store.ids())
     missing = [(id, image) for id, image in dataset.items() if id in held and id not in done]
-    bar = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30, "disable": not progress}
+    bar = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30, "disable": not (progress and missing)}
     for id, image in tqdm(missing, desc=name, unit="image", **bar):
         record = store.read(id)
         generation = recorded_generation(record, options)
@@ -78,9 +76,7 @@ def ground_variant(
     return variant
 
 
-def variant_config(
-    store: RunStore, options: GroundOptions, *, segmenter: Segmenter | None, nlp: Language
-) -> dict[str, Any]:
+def variant_config(store: RunStore, options: GroundOptions, *, segmenter: Segmenter | None, nlp: Any) -> dict[str, Any]:
     """The configuration of a variant's records: the run that it is of, and what is done otherwise."""
     sam = None
     if segmenter is not None:
@@ -98,7 +94,7 @@ def _same(first: GroundOptions, second: GroundOptions) -> bool:
     return replace(first, per_head=False) == replace(second, per_head=False)
 
 
-def _same_phrases(record: Grounding, options: GroundOptions, nlp: Language) -> bool:
+def _same_phrases(record: Grounding, options: GroundOptions, nlp: Any) -> bool:
     """Whether these options find the phrases that the record has."""
     ways = [(each.pronouns, each.first_tokens) for each in (record.options, options)]
     return ways[0] == ways[1] and record.nlp == pipeline_name(nlp)

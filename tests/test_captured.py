@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,14 @@ from tiny_sam import random_sam
 
 from analysis.captured import capture_run, recorded_generation
 from analysis.heads.points import measured_head_points
+from analysis.heads.statistics import HEAD_MAPS, STATISTICS
 from analysis.settings import Settings
 from core import PRESETS, GroundOptions, load_image, load_lmm, load_nlp, load_segmenter
 from core.embeddings import keep_embeddings
 from core.errors import GroundingError
 from core.masks import Segmenter
 from core.pipeline import attend_and_segment, ground, phrase_points, token_maps
+from core.points import prompt_points
 
 SHORT = {"max_new_tokens": 24}
 
@@ -121,6 +125,26 @@ def test_the_points_of_every_head_are_kept(run):
     assert points.shape == (len(grounding.phrases), 4, 4, 2)
     mean = phrase_points(grounding.generation, grounding.phrases)
     assert (points != mean[:, None, None]).any()
+
+
+def test_what_is_known_of_single_heads_is_kept_and_their_maps_where_they_are_small(run, parts):
+    settings, dataset, store = run
+    kept = store.read("0")
+    points = prompt_points(kept.measured[HEAD_MAPS].flatten(0, 2), kept.view, kept.image_size)
+    assert torch.equal(points.reshape(len(kept.phrases), 4, 4, 2), measured_head_points(kept))
+    assert all(kept.measured[name].shape == (len(kept.phrases), 4, 4) for name in STATISTICS)
+    few = capture_run(settings, dataset.head(1), head_maps=100, told=False, **parts)  # 16 heads of 100 cells are more
+    assert few.directory != store.directory
+    assert set(store.read("0").measured) - set(few.read("0").measured) == {HEAD_MAPS}
+
+
+def test_maps_normalised_by_the_prompts_are_of_no_single_head(run, parts):
+    settings, dataset, _ = run
+    prompted = replace(settings, options={"normalization": "prompt"})
+    record = capture_run(prompted, dataset.head(1), told=False, **parts).read("0")
+    assert not any(name.startswith("head_") for name in record.measured)
+    with pytest.raises(GroundingError, match="no points of single heads"):
+        measured_head_points(record)
 
 
 def test_other_rows_need_a_run_of_their_own(run):

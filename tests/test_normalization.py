@@ -11,6 +11,8 @@ import torch
 from tiny_coco import MASKS, grounding, matcher
 
 from analysis.normalization import (
+    KINDS,
+    kinds_for,
     maps_reading,
     normalization_effect,
     points_by_normalization,
@@ -18,6 +20,9 @@ from analysis.normalization import (
     token_maps,
 )
 from analysis.scoring.coco import load_instances
+from core.attention import NORMALIZATIONS
+from core.errors import GroundingError
+from core.options import GroundOptions
 
 GRID = (5, 6)
 
@@ -32,9 +37,11 @@ def with_register(image_id: int, noun: str, mask: np.ndarray):
     size = tiny_coco.SIZES[image_id]
     maps = np.full((3, *GRID), 0.01)
     maps[:, -1, -1] = 0.5
+    prompt = torch.from_numpy(maps[0]).flatten().float()
     rows, columns = np.nonzero(mask)
     maps[1, int(rows.mean() * GRID[0] / size[0]), int(columns.mean() * GRID[1] / size[1])] = 0.2
-    return str(image_id), grounding(size, [(noun, (0.5, 0.5), [mask])], maps=maps)
+    answer = grounding(size, [(noun, (0.5, 0.5), [mask])], maps=maps)
+    return str(image_id), replace(answer, generation=replace(answer.generation, prompt_attention=prompt))
 
 
 def records():
@@ -90,12 +97,38 @@ def test_the_points_are_the_pipelines(dataset):
     from core.pipeline import ground
 
     for _, answer in records():
-        found = points_by_normalization(answer)
+        found = points_by_normalization(answer, tuple(KINDS))
         picture = np.zeros((*answer.image_size, 3), dtype=np.uint8)
-        for column, kind in enumerate(("none", "sequence")):
+        for column, kind in enumerate(KINDS):
             options = {"segmenter": None, "nlp": None, "phrases": answer.phrases, "normalization": kind}
             expected = ground(answer.generation, picture, **options).points
             assert np.array_equal(found[:, column], expected.numpy())
+
+
+def test_every_normalisation_of_core_has_its_row_and_the_two_rows_of_the_paper_are_those_of_the_comparison(dataset):
+    effect = normalization_effect(records(), dataset, matcher())
+    table = effect.variants.set_index("taken from the maps")
+    assert set(KINDS) == set(NORMALIZATIONS) and list(table.index) == list(KINDS.values())
+    assert table.loc["none", "PAcc"] == 0.0 and table.loc["none", "difference"] == -100.0
+    assert table.loc[KINDS["sequence"], "PAcc"] == 100.0 and np.isnan(table.loc[KINDS["sequence"], "difference"])
+    assert table.loc[KINDS["prompt"], "PAcc"] == 100.0  # the prompt's words look at the register, too
+    assert (table["n_phrases"] == 2).all()
+
+
+def test_the_map_of_a_prompt_is_not_compared_where_heads_are_selected():
+    assert "prompt" in kinds_for(GroundOptions()) and "prompt" not in kinds_for(GroundOptions(heads=(0,)))
+    _, answer = records()[0]
+    generation = replace(answer.generation, prompt_attention=None)
+    with pytest.raises(GroundingError, match="map of the prompt's words"):
+        points_by_normalization(replace(answer, generation=generation), ("prompt",))
+
+
+def test_records_of_selected_heads_are_compared_by_the_maps_that_were_kept():
+    _, answer = records()[0]
+    per_head = torch.stack([answer.generation.attention, torch.rand(3, 30)], 1)[:, None]
+    heads = GroundOptions(heads=(0,))
+    selected = replace(answer, options=heads, generation=replace(answer.generation, attention_per_head=per_head))
+    assert np.array_equal(points_by_normalization(selected), points_by_normalization(answer))
 
 
 def test_the_other_way_round_is_said_the_other_way_round(dataset):

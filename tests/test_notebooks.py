@@ -16,6 +16,7 @@ from tiny_coco import grounding, rectangle
 from analysis.encoders.rows import TABLES
 from analysis.gcg.settings import GcgSettings
 from analysis.paper import paper_table
+from analysis.presets import PresetSettings
 from analysis.report.__main__ import main
 from analysis.report.parameters import declared_parameters, parameter_problems
 from analysis.report.profiles import NOTEBOOKS, profile_jobs
@@ -33,8 +34,10 @@ NAMES = (
     "grounded_conversation_generation",
     "grounding_ablations",
     "head_layer_heatmaps",
+    "head_selection",
     "normalization_effects",
     "pilot_study",
+    "presets",
     "train_difflmm",
 )
 PROFILES = ("embedded", "smoke")
@@ -61,15 +64,31 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
         "tables": ["head_accuracy"],
         "records": [],
     },
+    "head_selection": {
+        "figures": ["head_statistics", "head_selection"],
+        "tables": ["heads", "rank_correlations", "head_selection"],
+        "records": [],
+    },
     "normalization_effects": {
-        "figures": ["tokens_before", "mean_map", "tokens_after", "normalization_point_accuracy"],
-        "tables": ["normalization_effect"],
+        "figures": [
+            "tokens_before",
+            "mean_map",
+            "tokens_after",
+            "normalization_point_accuracy",
+            "normalization_variants",
+        ],
+        "tables": ["normalization_effect", "normalization_variants"],
         "records": [],
     },
     "pilot_study": {
-        "figures": ["pilot_study_point_accuracy", "pilot_study_mask_scores"],
-        "tables": ["table1_pilot_study", "caption_objects"],
+        "figures": ["pilot_study_point_accuracy", "pilot_study_mask_scores", "baselines"],
+        "tables": ["table1_pilot_study", "caption_objects", "baselines", "mask_scores"],
         "records": ["random_point/run.json", "random_point/records/0.safetensors"],
+    },
+    "presets": {
+        "figures": ["presets"],
+        "tables": ["presets", "preset_differences"],
+        "records": [],
     },
     "table5_encoders": {
         "figures": ["table5_losses", "table5_curves"],
@@ -145,7 +164,12 @@ def test_every_parameter_is_read_by_papermill_with_type_and_meaning(name, notebo
 def test_every_parameter_is_used(name, notebook):
     """By its name, or by the one line that reads the parameters into settings."""
     rest = "\n".join(cell.source for cell in code(notebook)[1:])
-    kinds = {"Settings": Settings, "TrainingSettings": TrainingSettings, "GcgSettings": GcgSettings}
+    kinds = {
+        "Settings": Settings,
+        "TrainingSettings": TrainingSettings,
+        "GcgSettings": GcgSettings,
+        "PresetSettings": PresetSettings,
+    }
     read = re.search(r"read_parameters\((\w+), globals\(\)\)", rest)
     known = {field.name for field in fields(kinds[read[1]])} if read else set()
     declared = declared_parameters(NOTEBOOKS / f"{name}.ipynb")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis.paper import paper_row
-from analysis.results import COLUMNS, Result, read_results, rows_of, save_results
+from analysis.results import COLUMNS, Result, beyond_rows, read_results, rows_of, save_results
 from analysis.scoring.metrics import Interval
 from analysis.tables import Provenance
 from core.errors import GroundingError
@@ -76,3 +76,12 @@ def test_a_tables_rows_become_results():
         ("mine", "PAcc (%)", 34.01),
     ]
     assert found[2].interval == Interval(78.0, 75.0, 81.0) and found[2].model == "hub/llava"
+
+
+def test_what_goes_beyond_the_paper_has_rows_without_a_number_of_its():
+    frame = pd.DataFrame(
+        {"points": ["a", "b"], "PAcc": [4.0, float("nan")], "PAcc_low": [3.0, 0.0], "PAcc_high": [5.0, 0.0]}
+    )
+    (row,) = beyond_rows(frame, "points", {"PAcc": "PAcc (%)"})
+    assert (row.item, row.quantity, row.method, row.paper) == ("beyond", "PAcc (%)", "a", None)
+    assert row.interval == Interval(4.0, 3.0, 5.0)

@@ -120,23 +120,32 @@ def read_prediction(path: Path, image: GcgImage) -> Prediction:
     return Prediction(content["caption"], tuple(content["phrases"]), tuple(masks))
 
 
-def prediction_of(grounding: Grounding) -> Prediction:
+def prediction_of(grounding: Grounding, *, every_mask: bool = False) -> Prediction:
     """The answer, its phrases and the mask of each.
+
+    Args:
+        grounding: the answer.
+        every_mask: a phrase with several masks is there once for each, as the pilot study of the released code has it.
 
     Raises:
         GroundingError: phrases without a mask or with several.
     """
     numbers = sorted({len(masks) for masks in grounding.masks} - {1})
-    if numbers:
+    if numbers and (numbers[0] == 0 or not every_mask):
         raise GroundingError(
             "grounded conversation generation takes one mask for each phrase, "
             f"and there are phrases with {numbers[0]}; ground with a segmenter, and with mask_choice 'last' or 'best'"
         )
-    phrases = tuple(phrase.text for phrase in grounding.phrases)
-    return Prediction(grounding.generation.text, phrases, tuple(masks[0] for masks in grounding.masks))
+    pairs = [
+        (phrase.text, mask) for phrase, masks in zip(grounding.phrases, grounding.masks, strict=True) for mask in masks
+    ]
+    phrases, masks = (tuple(each) for each in zip(*pairs, strict=True)) if pairs else ((), ())
+    return Prediction(grounding.generation.text, phrases, masks)
 
 
-def write_predictions(records: Iterable[tuple[str, Grounding]], directory: str | Path) -> Path:
+def write_predictions(
+    records: Iterable[tuple[str, Grounding]], directory: str | Path, *, every_mask: bool = False
+) -> Path:
     """Write records in GLaMM's format, `{image id}.json` each, for our scoring and for anybody's.
 
     An answer without a phrase gets a file, too.
@@ -144,6 +153,7 @@ def write_predictions(records: Iterable[tuple[str, Grounding]], directory: str |
     Args:
         records: (image id, grounding) pairs.
         directory: made if it is not there.
+        every_mask: as in `prediction_of`.
 
     Raises:
         GroundingError: as `prediction_of`.
@@ -151,7 +161,7 @@ def write_predictions(records: Iterable[tuple[str, Grounding]], directory: str |
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     for image_id, grounding in records:
-        found = prediction_of(grounding)
+        found = prediction_of(grounding, every_mask=every_mask)
         content = {"caption": found.caption, "phrases": list(found.phrases), "pred_masks": list(found.masks)}
         write_atomically(_file(folder, image_id), json.dumps({image_id: content}).encode())
     return folder

@@ -1,16 +1,24 @@
-"""Every layer's heads as pictures: their maps of one token (Figure 5), and how often each points right."""
+"""Every layer's heads as pictures: their maps of one token (Figure 5), how often each points right, and what goes with
+that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
 from analysis.figures import PALETTE, new_axes, shared_norm
 from analysis.mosaics import plot_mosaic
+
+UNITS = {"image mass": "image mass (%)", "spatial entropy": "spatial entropy (nats)"}
 
 
 def plot_head_maps(
@@ -97,3 +105,34 @@ def plot_head_accuracy(
         bar.ax.annotate(f"{name}: {value:.1f}", (1, value), va="center", fontsize=8, **place)
     bar.ax.set_ylim(0, top)
     return ax
+
+
+def plot_head_statistics(heads: pd.DataFrame, correlations: pd.DataFrame, *, mean: float = float("nan")) -> Figure:
+    """Each statistic against PAcc, a dot for each head in the colour of its layer.
+
+    Args:
+        heads: `analysis.heads.scores.head_table`.
+        correlations: `analysis.heads.scores.rank_correlations`, whose numbers stand above.
+        mean: PAcc of the mean map of all heads in percent, a line; nan draws none.
+    """
+    names = correlations["statistic"].tolist()
+    figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 4), layout="constrained", sharey=True)
+    layers = int(heads["layer"].max()) + 1
+    for ax, row in zip(np.atleast_1d(axes), correlations.to_dict("records"), strict=True):
+        for layer, own in heads.groupby("layer"):
+            colour = matplotlib.colormaps["viridis"](layer / max(1, layers - 1))
+            label = f"layer {layer}"
+            ax.plot(own[row["statistic"]], own["PAcc"], "o", color=colour, markersize=7, alpha=0.85, label=label)
+        if not np.isnan(mean):
+            ax.axhline(mean, color=PALETTE[5], linewidth=1.5, label="mean map of all heads")
+        ends = f"{row['correlation']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        ax.set_title(f"rank correlation {ends}", loc="left", fontsize=9)
+        ax.set_xlabel(UNITS.get(row["statistic"], row["statistic"]))
+        ax.grid(color="#ddd", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    first = np.atleast_1d(axes)[0]
+    first.set(ylabel="PAcc of the head alone (%)", ylim=(0, None))
+    if layers <= 8:
+        first.legend(frameon=False, fontsize=8)
+    return figure

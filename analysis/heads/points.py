@@ -60,7 +60,7 @@ def phrase_head_maps(
 
     Source: Figure 5. Equation 3 is linear, so the mean of these maps is the normalised mean map.
     """
-    layers = _layers(generation, (phrase,), GroundOptions.of(options, **changes))
+    layers = layer_maps(generation, (phrase,), GroundOptions.of(options, **changes))
     return torch.stack([rearrange(maps, "1 n k -> n k") for maps in layers])
 
 
@@ -76,7 +76,7 @@ def head_points(grounding: Grounding) -> Float[Tensor, "p l n 2"]:
         raise GroundingError(
             "single heads are compared by one map for each phrase; use another aggregation than 'pixel_max'"
         )
-    for maps in _layers(grounding.generation, grounding.phrases, options):
+    for maps in layer_maps(grounding.generation, grounding.phrases, options):
         flat = rearrange(maps, "p n k -> (p n) k")
         found = prompt_points(flat, grounding.view, grounding.image_size, remove_corners=options.remove_corners)
         points.append(rearrange(found, "(p n) c -> p n c", n=maps.shape[1]))
@@ -106,10 +106,14 @@ def measured_head_points(grounding: Grounding) -> Float[Tensor, "p l n 2"]:
     return grounding.measured[HEAD_POINTS].to(torch.float32) + 0.5
 
 
-def _layers(
+def layer_maps(
     generation: Generation, phrases: Sequence[Phrase], options: GroundOptions
 ) -> Iterator[Float[Tensor, "p n k"]]:
-    """Of one layer after another, every head's map of every phrase."""
+    """Of one layer after another, every head's map of every phrase, each head normalised by itself.
+
+    Raises:
+        GroundingError: the generation has no per-head attention.
+    """
     whole = replace(options, layers=None, heads=None)
     if generation.attention_per_head is None:
         raise GroundingError("this generation holds no per-head attention; call generate or replay with per_head=True")

@@ -22,6 +22,7 @@ from analysis.pilot_study.table import (
 from analysis.scoring.coco import CocoDataset
 from analysis.scoring.metrics import Interval
 from analysis.scoring.phrases import difference, score_points
+from analysis.scoring.precision import mask_scores, mask_table
 from analysis.settings import Settings
 from analysis.tables import Provenance
 from core.errors import GroundingError
@@ -130,6 +131,28 @@ def accuracy_differences(
         found = difference(scores[first], scores[label], seed=seed)
         rows.append({"method": label, "PAcc": 100 * found.value, "low": 100 * found.low, "high": 100 * found.high})
     return pd.DataFrame(rows, columns=["method", "PAcc", "low", "high"])
+
+
+def mask_differences(
+    predictions: Mapping[str, Predictions], baseline: Sequence[dict[str, Any]], dataset: CocoDataset, *, seed: int = 0
+) -> pd.DataFrame:
+    """AP and AR of the baseline and of each model in percent, with intervals over images and paired differences.
+
+    Args:
+        predictions: of each model by its label.
+        baseline, dataset, seed: as in `pilot_table`.
+
+    Returns:
+        `analysis.scoring.precision.mask_table` with the differences from the baseline; of several models also those
+        from the first one, in `from first` with `_low` and `_high`.
+    """
+    models = {label: mask_scores(found.results, dataset, seed=seed) for label, found in predictions.items()}
+    table = mask_table({RANDOM: mask_scores(baseline, dataset, seed=seed)} | models, RANDOM)
+    if len(models) == 1:
+        return table
+    first = mask_table(models, next(iter(models)))
+    names = {f"difference{end}": f"from first{end}" for end in ("", "_low", "_high")}
+    return table.merge(first[["method", "metric", *names]].rename(columns=names), how="left", on=["method", "metric"])
 
 
 def compare(differences: pd.DataFrame, first: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -201,16 +201,24 @@ def resampled_interval(
     value = float(statistic(np.ones((1, n_images), dtype=int))[0])
     if np.isnan(value):
         return Interval(value, value, value)
-    resampled = statistic(_resamples(n_images, draws, seed))
+    return percentile_interval(value, statistic(resamples(n_images, draws, seed)), level=level, centred=centred)
+
+
+def percentile_interval(
+    value: float, resampled: Float[np.ndarray, " draws"], *, level: float = 0.95, centred: bool = False
+) -> Interval:
+    """A number with the interval between two quantiles of its resamples; `centred` as in `resampled_interval`."""
+    if np.isnan(value):
+        return Interval(value, value, value)
     if centred:
         resampled = resampled - np.nanmean(resampled) + value
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 
 
-@lru_cache(maxsize=1)
-def _resamples(n_images: int, draws: int, seed: int) -> np.ndarray:
-    """How often each image is drawn, int [draws, images]; kept, since many numbers of the same images are asked for."""
+@lru_cache(maxsize=2)
+def resamples(n_images: int, draws: int, seed: int) -> Integer[np.ndarray, "draws images"]:
+    """How often each image is drawn; kept, since many numbers of the same images are asked for."""
     counts = np.random.default_rng(seed).multinomial(n_images, np.full(n_images, 1 / n_images), size=draws)
     counts.setflags(write=False)
     return counts

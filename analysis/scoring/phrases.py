@@ -127,7 +127,7 @@ def score_points(phrases: Phrases, dataset: CocoDataset) -> PhraseScores:
     flat = rearrange(matched.points, "p m c -> (p m) c")
     keys = matched.frame[["image_id", "category_id"]].iloc[np.repeat(np.arange(len(matched.frame)), m)]
     hits = point_hits(keys.reset_index(drop=True).assign(x=flat[:, 0], y=flat[:, 1]), dataset)
-    return _scores(matched.frame, hits.reshape(-1, m).astype(float), dataset)
+    return phrase_scores(matched.frame, hits.reshape(-1, m).astype(float), dataset)
 
 
 def score_chance(phrases: Phrases, dataset: CocoDataset) -> PhraseScores:
@@ -135,9 +135,10 @@ def score_chance(phrases: Phrases, dataset: CocoDataset) -> PhraseScores:
     frame = phrases.matched.frame
     shares = area_shares(dataset).set_index(["image_id", "category_id"])["share"]
     keys = zip(frame["image_id"], frame["category_id"], strict=True)
-    return _scores(frame, np.array([[shares[key]] for key in keys], dtype=float).reshape(-1, 1), dataset)
+    return phrase_scores(frame, np.array([[shares[key]] for key in keys], dtype=float).reshape(-1, 1), dataset)
 
 
-def _scores(frame: pd.DataFrame, values: np.ndarray, dataset: CocoDataset) -> PhraseScores:
+def phrase_scores(frame: pd.DataFrame, values: Float[np.ndarray, "p m"], dataset: CocoDataset) -> PhraseScores:
+    """m values in 0..1 for each phrase of a frame (`Phrases.frame`, or a part of it), ready to be averaged."""
     columns = [per_image(pd.Series(column), frame["image_id"], dataset) for column in values.T]
     return PhraseScores(values, np.stack([sums for sums, _ in columns]), columns[0][1])
