@@ -24,7 +24,7 @@ from analysis.report.runs import (
     read_state,
     shared_folder,
 )
-from analysis.report.summary import in_papers_order
+from analysis.report.summary import in_papers_order, summarise
 from analysis.results import ITEMS, Result, save_results
 from analysis.scoring.metrics import Interval
 from analysis.tables import Provenance
@@ -587,3 +587,14 @@ def test_the_summary_comes_first_and_names_what_is_missing(tmp_path):
     assert 'src="alpha/figures/heads.png"' in summary
     assert len(re.findall("not in this run", summary)) == len(ITEMS) - 2
     assert page.index('<section id="zeta">') < page.index('<section id="alpha">')
+
+
+def test_the_same_rows_of_two_jobs_both_stand_in_the_summary(tmp_path):
+    jobs = []
+    for name, recall in (("gcg_val", 41.0), ("gcg_test", 43.0)):
+        jobs.append(NotebookJob(notebook=tmp_path / "gcg.ipynb", parameters={}, directory=tmp_path / name))
+        row = Result(item="Table 2", quantity="recall (%)", method="ours", interval=Interval(recall, 40.0, 45.0))
+        save_results(jobs[-1].directory, [row], Provenance("a model", "a set", 7))
+    (item,) = [item for item in summarise(jobs) if item.name == "Table 2"]
+    told = [(line.name, line.cells[0][0]) for line in item.lines]
+    assert told == [("ours (gcg val)", "41.0 (40.0 to 45.0)"), ("ours (gcg test)", "43.0 (40.0 to 45.0)")]

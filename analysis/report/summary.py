@@ -89,15 +89,15 @@ def in_papers_order(jobs: Sequence[NotebookJob]) -> list[NotebookJob]:
 
 
 def _item(name: str, parts: Sequence[tuple[str, pd.DataFrame | None]]) -> Item:
-    frames = [frame for _, frame in parts if frame is not None]
+    frames = [frame.assign(job=job) for job, frame in parts if frame is not None]
     if not frames:
         return Item(name, TITLES[name])
     rows = pd.concat(frames).fillna({"method": "", "model": "", "note": "", "figure": "", "paper_method": ""})
     numbers = rows[rows["value"].notna()]
     quantities = tuple(numbers["quantity"].unique())
     lines = [
-        Line(method, model, tuple(_cell(group, quantity) for quantity in quantities))
-        for (method, model), group in numbers.groupby(["method", "model"], sort=False)
+        Line(_named(method, job, numbers), model, tuple(_cell(group, quantity) for quantity in quantities))
+        for (job, method, model), group in numbers.groupby(["job", "method", "model"], sort=False)
     ]
     number = int(name.split()[1]) if name.startswith("Table") else 0
     return Item(
@@ -111,6 +111,11 @@ def _item(name: str, parts: Sequence[tuple[str, pd.DataFrame | None]]) -> Item:
         notes=tuple(note for note in rows["note"].unique() if note),
         pictures=tuple(f"{job}/figures/{stem}.png" for job, stem in _pictures(parts)),
     )
+
+
+def _named(method: str, job: str, numbers: pd.DataFrame) -> str:
+    """A row's name, with its job where several jobs measured the item."""
+    return method if numbers["job"].nunique() == 1 else f"{method} ({job.replace('_', ' ')})".strip()
 
 
 def _pictures(parts: Sequence[tuple[str, pd.DataFrame | None]]) -> list[tuple[str, str]]:
