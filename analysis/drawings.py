@@ -106,7 +106,8 @@ def redraw_all(root: str | Path, *, style: str = "") -> list[Path]:
 
     Args:
         root: for example a report's folder.
-        style: a matplotlib style, by name or file, for all of them.
+        style: a matplotlib style, by name or file, for all of them; it stays in force afterwards. "" is matplotlib's
+            own.
 
     Raises:
         GroundingError: no kept figure there, or an unknown style.
@@ -115,13 +116,12 @@ def redraw_all(root: str | Path, *, style: str = "") -> list[Path]:
     if not found:
         raise GroundingError(f"no kept figures below {root}; run `make report` first")
     try:
-        context = plt.style.context(style or "default")
-        with context:
-            for path in found:
-                drawn = redraw(path)
-                plt.close(drawn.figure if isinstance(drawn, Axes) else drawn)
+        plt.style.use(style or "default")
     except OSError as error:
         raise GroundingError(f"matplotlib knows no style {style!r}: {error}") from error
+    for path in found:
+        drawn = redraw(path)
+        plt.close(drawn.figure if isinstance(drawn, Axes) else drawn)
     return found
 
 

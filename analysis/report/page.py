@@ -76,6 +76,7 @@ def write_page(output: Path, jobs: Sequence[NotebookJob], *, profile: str) -> Pa
         items=items,
         pictures=existing(items, output),
         shared=_shared_runs(output),
+        unfinished=[each.title for each in sections if each.state is None or each.state.status != "finished"],
         seconds=sum((section.state.seconds for section in sections if section.state), 0.0),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=_versions(),

@@ -106,7 +106,10 @@ def _item(name: str, parts: Sequence[tuple[str, pd.DataFrame | None]]) -> Item:
         job=parts[0][0],
         quantities=quantities,
         lines=tuple(lines),
-        made="; ".join(f"{data}, n = {n:g}" for data, n in rows.groupby(["data", "n"], sort=False).groups),
+        made="; ".join(
+            str(data) if pd.isna(n) else f"{data}, n = {n:g}"
+            for data, n in dict.fromkeys(rows[["data", "n"]].itertuples(index=False, name=None))
+        ),
         published=TABLES[number][1] if number and numbers["paper"].notna().any() else "",
         notes=tuple(note for note in rows["note"].unique() if note),
         pictures=tuple(f"{job}/figures/{stem}.png" for job, stem in _pictures(parts)),
