@@ -30,6 +30,7 @@ pytestmark = pytest.mark.timeout(900)  # a kernel for each notebook; a busy mach
 NAMES = (
     "encoder_tables",
     "error_ledger",
+    "four_challenges",
     "grounded_conversation",
     "grounded_conversation_generation",
     "grounding_ablations",
@@ -54,6 +55,11 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
         "records": [],
     },
     "error_ledger": {"figures": ["error_ledger"], "tables": ["error_ledger"], "records": []},
+    "four_challenges": {
+        "figures": ["four_challenges", "challenge_scores"],
+        "tables": ["challenges_described", "challenges_asked", "challenges_shift"],
+        "records": ["records/records/0.safetensors", "records/run.json"],
+    },
     "grounding_ablations": {
         "figures": ["table4_normalization_and_prompt", "table7_single_heads"],
         "tables": ["table4_normalization_and_prompt", "table7_single_heads"],

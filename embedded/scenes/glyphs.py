@@ -70,13 +70,22 @@ def silhouette(category: str) -> Silhouette:
     """
     if category not in GLYPHS:
         raise GroundingError(f"no glyph for category {category!r}; known: {', '.join(CATEGORIES)}")
-    glyph, radius = GLYPHS[category]
+    return cut_silhouette(*GLYPHS[category])
+
+
+@cache
+def cut_silhouette(glyph: str, radius: int) -> Silhouette:
+    """The solid shape of a glyph, its gaps bridged up to `radius`, in 1/128 of its box.
+
+    Raises:
+        GroundingError: the font has no such glyph.
+    """
     canvas = Image.new("L", (2 * _MASTER, 2 * _MASTER), 0)
     font = ImageFont.truetype(str(font_path()), _MASTER)
     ImageDraw.Draw(canvas).text((_MASTER, _MASTER), glyph, font=font, fill=255, anchor="mm")
     box = canvas.getbbox()
     if box is None:
-        raise GroundingError(f"the font draws nothing for {category!r} ({glyph})")
+        raise GroundingError(f"the font draws nothing for {glyph!r}")
     ink = canvas.crop(box)
     scale = _MASTER / max(ink.size)
     ink = ink.resize((round(ink.width * scale), round(ink.height * scale)), Image.Resampling.LANCZOS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from core.errors import GroundingError
 from embedded.scenes.captions import answer_questions, describe
-from embedded.scenes.glyphs import CATEGORIES, silhouette
+from embedded.scenes.glyphs import CATEGORIES, Silhouette, silhouette
 from embedded.scenes.scene_object import SceneObject
 
 COLOURS = {
@@ -25,6 +26,7 @@ COLOURS = {
 GROUNDS = {"gray": (150, 150, 152), "beige": (200, 184, 150), "brown": (140, 112, 88), "teal": (112, 160, 160)}
 TEXTURES = ("plain", "striped", "dotted", "checkered", "grainy")
 SPLITS = ("train", "val", "test")
+Placed = tuple[str, str, float, float, float, float]
 SIZES = ((160, 208), (256, 256), (240, 320), (320, 240), (336, 448), (448, 336), (480, 640))  # (H, W) pixels
 
 
@@ -73,19 +75,49 @@ def make_scene(
     placed = _place(rng, number, height, width, scales)
     texture, ground = str(rng.choice(TEXTURES)), str(rng.choice(list(GROUNDS)))
     canvas = _background(rng, texture, ground, height, width)
-    labels = np.full((height, width), -1, np.int16)
-    for number, (category, colour, cx, cy, scale, angle) in enumerate(placed):
-        _draw(
-            rng, canvas, labels, number, category, colour, (cx * width, cy * height), scale * min(height, width), angle
-        )
-    objects = tuple(
-        _as_object(labels == number, category, colour, (cx, cy), scale)
-        for number, (category, colour, cx, cy, scale, _) in enumerate(placed)
-    )
+    objects = _paint_objects(rng, canvas, placed, COLOURS, silhouette)
     canvas += rng.uniform(0, 5) * rng.standard_normal((height, width, 1), np.float32)
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     caption = describe(rng, objects, texture, ground)
     return Scene(image, objects, texture, ground, caption, answer_questions(rng, objects, texture, ground))
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    placed: Sequence[Placed],
+    *,
+    size: tuple[int, int] | None = None,
+    colours: Mapping[str, tuple[int, int, int]] = COLOURS,
+    shapes: Callable[[str], Silhouette] = silhouette,
+) -> Scene:
+    """A scene of given objects on a drawn background, with nothing said about it.
+
+    Args:
+        rng: decides the background, the shades and, where `size` is not given, the size.
+        placed: (category, colour, x, y, scale, angle) of each object from the farthest to the nearest; x and y are its
+            centre as fractions of the image, `scale` its longer side as one of the short side, `angle` in degrees.
+        size: (H, W) in pixels.
+        colours, shapes: what the names stand for.
+    """
+    height, width = size or SIZES[rng.integers(len(SIZES))]
+    texture, ground = str(rng.choice(TEXTURES)), str(rng.choice(list(GROUNDS)))
+    canvas = _background(rng, texture, ground, height, width)
+    objects = _paint_objects(rng, canvas, placed, colours, shapes)
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    return Scene(image, objects, texture, ground, "", ())
+
+
+def _paint_objects(rng, canvas, placed, colours, shapes) -> tuple[SceneObject, ...]:
+    """Paints all objects onto `canvas`, the last on top, and returns them with their visible pixels."""
+    height, width = canvas.shape[:2]
+    labels = np.full((height, width), -1, np.int16)
+    for number, (category, colour, cx, cy, scale, angle) in enumerate(placed):
+        centre, length = (cx * width, cy * height), scale * min(height, width)
+        _draw(rng, canvas, labels, number, shapes(category), colours[colour], centre, length, angle)
+    return tuple(
+        _as_object(labels == number, category, colour, (cx, cy), scale)
+        for number, (category, colour, cx, cy, scale, _) in enumerate(placed)
+    )
 
 
 def _place(rng: np.random.Generator, number: int, height: int, width: int, scales: tuple[float, float]) -> list[tuple]:
@@ -138,10 +170,9 @@ def _background(rng: np.random.Generator, texture: str, ground: str, height: int
     return (base * tone[..., None]).astype(np.float32)
 
 
-def _draw(rng, canvas, labels, number, category, colour, centre, length, angle) -> None:
+def _draw(rng, canvas, labels, number, shape, colour, centre, length, angle) -> None:
     """Paints one object onto `canvas` (float [H, W, 3]) and writes its number into `labels` (int [H, W])."""
-    shape = silhouette(category)
-    base = np.asarray(COLOURS[colour], np.float32) * rng.uniform(0.92, 1.0) + rng.uniform(0, 8)
+    base = np.asarray(colour, np.float32) * rng.uniform(0.92, 1.0) + rng.uniform(0, 8)
     inside = 0.55 * base + 0.45 * (255.0 if base.mean() < 128 else 60.0)
     factor = length / max(shape.ink.size)
     new = (max(2, round(shape.ink.width * factor)), max(2, round(shape.ink.height * factor)))
