@@ -149,7 +149,7 @@ def judge(probes: list[Probe]) -> tuple[str, str]:
     seen = f"{hits} of {len(probes)} bright squares changed most the cell that they lie in ({shapes})"
     if hits >= needed:
         return "pass", seen
-    for told, where in _MISTAKES.items():
+    for told, where in [*_MISTAKES.items(), *_tilings(probes)]:
         if sum(_near(probe, where(probe)) for probe in probes) >= needed:
             return "fail", f"{seen}; they are found where they would be if {told}"
     offs = [probe.off for probe in probes if probe.off is not None]
@@ -215,6 +215,24 @@ def _sequence(shift: int) -> Callable[[Probe], Place | None]:
         row, column = divmod(position % (h * w), w)
         exact = probe.found == (row, column)
         return _shares(probe, (row, column)) if exact else None
+
+    return where
+
+
+def _tilings(probes: list[Probe]) -> Iterator[tuple[str, Callable[[Probe], Place | None]]]:
+    """For every side of square tiles that all grids could be made of: where their cells are in a row-major reading."""
+    shapes = {probe.change.shape for probe in probes}
+    for side in range(2, min(min(shape) for shape in shapes) + 1):
+        if not any(length % side for shape in shapes for length in shape):
+            yield f"tiles of {side} x {side} cells came one after another", _tiled(side)
+
+
+def _tiled(side: int) -> Callable[[Probe], Place]:
+    def where(probe: Probe) -> Place:
+        w = probe.change.shape[1]
+        (tile_row, row), (tile_column, column) = divmod(probe.expected[0], side), divmod(probe.expected[1], side)
+        position = (tile_row * (w // side) + tile_column) * side * side + row * side + column
+        return _shares(probe, divmod(position, w))
 
     return where
 
