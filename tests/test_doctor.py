@@ -8,6 +8,8 @@ from tiny_models import LLAVA_CHAT, tiny_llava
 
 import core.batch
 import core.lmm
+from analysis.doctor import examination_table, square_panels, squares_figure
+from analysis.drawings import keep_figure
 from core import capture
 from core.doctor import LINES, examine
 from core.doctor.__main__ import main
@@ -15,6 +17,7 @@ from core.doctor.eager import eager_generation, switched
 from core.doctor.findings import Examination, Finding
 from core.doctor.places import Probe, judge, plain_picture
 from core.doctor.subject import Subject, entering
+from core.errors import GroundingError
 from core.families.llava import Llava
 from core.families.llava_next import LlavaNext
 from core.families.qwen2_5_vl import Qwen2_5_VL
@@ -365,3 +368,29 @@ def test_a_table_wraps_its_words():
     shown = str(Examination({"name_or_path": "m", "family": "llava", "dtype": "float32"}, (finding,)))
     assert max(map(len, shown.splitlines())) <= 121
     assert shown.startswith("m (llava, float32): 1 FAIL")
+
+
+# ---- to look at
+
+
+def test_table_and_figure_show_every_line_and_square(lmms, tmp_path):
+    found = examine(lmms["llava_next"], progress=False)
+    table = examination_table(found)
+    assert list(table.ours["line"]) == [each.line for each in found.findings]
+    assert "12 of 12 bright squares" in table.to_html() and "what it means" not in table.ours
+    figure = keep_figure(tmp_path, "squares", squares_figure, square_panels(found))
+    assert [ax.get_title().split(",")[0] for ax in figure.axes] == ["base", "base", "grid", "grid"]
+    for ax in figure.axes:
+        (x0, x1, y1, y0) = ax.images[0].get_extent()
+        h, w = ax.images[0].get_array().shape
+        for square, dot in zip(ax.patches, ax.lines, strict=True):
+            x, y = square.get_x() + square.get_width() / 2, square.get_y() + square.get_height() / 2
+            assert abs(x - dot.get_xdata()[0]) * w < (x1 - x0) / 2 and abs(y - dot.get_ydata()[0]) * h < (y1 - y0) / 2
+
+
+def test_a_failure_stops_a_notebook_and_says_what_it_means(lmms):
+    broken = adapted(lmms["llava"], changed(Llava, BROKEN_GRIDS["transposed"][2]))
+    found = examine(broken, progress=False)
+    with pytest.raises(GroundingError, match=r"not to be trusted: cell to pixel: image: .* Points and masks land"):
+        found.require()
+    assert examination_table(found).ours["what it means"].str.contains("Points and masks land elsewhere").sum() == 1

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from core.errors import GroundingError
+
 if TYPE_CHECKING:
     from core.doctor.places import Probe
 
@@ -59,6 +61,16 @@ class Examination:
     def passed(self) -> bool:
         """Whether no line failed. Lines that cannot tell are no failures; read them."""
         return not self.failed
+
+    def require(self) -> None:
+        """Stop where a line failed.
+
+        Raises:
+            GroundingError: names the failed lines and what they mean.
+        """
+        if self.failed:
+            told = "; ".join(f"{each.line}: {each.seen}. {each.meaning}" for each in self.failed)
+            raise GroundingError(f"the maps of {self.model['name_or_path']} are not to be trusted: {told}")
 
     def headline(self) -> str:
         """The model, and how many lines came out how."""
