@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from core.doctor.examination import examine
+from core.doctor.examination import LINES, examine
 from core.errors import GroundingError
 from core.families.base import GEOMETRIES
 from core.lmm import load_lmm
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     further = {"attn_implementation": options.attn, "device_map": options.device_map, "quantization": options.quantize}
     try:
         lmm = load_lmm(options.model, **loading, **further)
-        found = examine(lmm, image=options.image, progress=not options.quiet)
+        found = examine(lmm, image=options.image, lines=options.lines or tuple(LINES), progress=not options.quiet)
     except GroundingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attn", help="attention implementation to load with, such as sdpa or flash_attention_2")
     parser.add_argument("--device-map", help="such as auto, in place of --device")
     parser.add_argument("--quantize", choices=("4bit", "8bit"))
+    parser.add_argument(
+        "--lines", nargs="+", metavar="LINE", choices=tuple(LINES), help=f"only these of: {'; '.join(LINES)}"
+    )
     parser.add_argument("--quiet", action="store_true", help="the table only")
     return parser
 

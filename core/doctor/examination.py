@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from core.doctor.rows import (
 )
 from core.doctor.subject import MissingEvidence, Subject
 from core.doctor.tokens import check_cells, check_characters, check_first_token, check_grids, check_span
+from core.errors import GroundingError
 from core.lmm import LMM
 
 Check = Callable[[Subject, Callable[[str], None]], Iterator[Finding]]
@@ -104,7 +105,9 @@ UNKNOWN = "Nothing is proven here, and nothing is contradicted: look at the maps
 SKIPPED = "Correct the failed lines above first."
 
 
-def examine(lmm: LMM, *, image: Any = "embedded", progress: bool = True) -> Examination:
+def examine(
+    lmm: LMM, *, image: Any = "embedded", lines: Sequence[str] = tuple(LINES), progress: bool = True
+) -> Examination:
     """Audit a model: that its maps are its own attention, of the right tokens, at the right pixels.
 
     Takes some twenty short passes of the decoder and some thirty of the visual tower. Eager attention is run on one
@@ -114,7 +117,11 @@ def examine(lmm: LMM, *, image: Any = "embedded", progress: bool = True) -> Exam
         lmm: the model, loaded as it will be used (dtype, device, geometry, template).
         image: the picture of the conversations, anything `load_image` opens; the squares of "cell to pixel" are drawn
             on pictures of their own. A smaller one needs less memory.
+        lines: names in `LINES` of those to check, all by default.
         progress: print each check as it begins.
+
+    Raises:
+        GroundingError: a line that there is not, or a picture that cannot be opened.
 
     Returns:
         All findings; `print` shows them as a table. Nothing is raised for a model that fails.
@@ -124,9 +131,13 @@ def examine(lmm: LMM, *, image: Any = "embedded", progress: bool = True) -> Exam
     >>> examine(load_lmm("embedded", device="cpu"), progress=False).passed
     True
     """
+    if unknown := sorted(set(lines) - set(LINES)):
+        raise GroundingError(f"there is no line {', '.join(unknown)}; the lines are {', '.join(LINES)}")
     subject = Subject(lmm, image)
     findings: list[Finding] = []
     for name, line in LINES.items():
+        if name not in lines:
+            continue
         failed = {each.line.split(":")[0] for each in findings if each.status in ("fail", "skipped")}
         blocked = [before for before in line.after if before in failed]
         if blocked:
