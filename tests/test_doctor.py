@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import LLAVA_CHAT
+from tiny_models import LLAVA_CHAT, tiny_llava
 
 import core.batch
 import core.lmm
@@ -404,3 +404,13 @@ def test_a_failure_stops_a_notebook_and_says_what_it_means(lmms):
     with pytest.raises(GroundingError, match=r"not to be trusted: cell to pixel: image: .* Points and masks land"):
         found.require()
     assert examination_table(found).ours["what it means"].str.contains("Points and masks land elsewhere").sum() == 1
+
+
+def test_a_model_that_amplifies_roundings_cannot_tell_in_half_precision(tmp_path):
+    """Thirty layers of sharp random attention: float32 tells, bfloat16 changes as much by a rounding of the inputs."""
+    path = tiny_llava(tmp_path, text={"num_hidden_layers": 30})
+    checked = ["replay = generate", "fast attention = eager", "batch = one by one"]
+    assert failing(load_lmm(path, device="cpu"), checked) == {}
+    found = examine(load_lmm(path, device="cpu", dtype=torch.bfloat16), lines=checked, progress=False)
+    assert found.passed and "fast attention = eager" in lines(found, "unknown")
+    assert "examine it in float32" in str(found)

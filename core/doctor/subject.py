@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from core.batch import Batch, encode, extend
 from core.capture import model_lock
 from core.decoding import stop_ids
 from core.doctor.eager import Reference, eager_generation, switched
+from core.doctor.tolerances import Tolerance, row_error, tolerance
 from core.errors import GroundingError
 from core.generation import Generation
 from core.images import load_image
@@ -21,6 +24,7 @@ from core.prompts import render_prompt
 
 PROMPTS = ("What is there?", "Describe the image in detail, and say where each thing is.")  # of two lengths
 NEW_TOKENS = 6
+SENSITIVE = 3.0
 
 
 class MissingEvidence(GroundingError):
@@ -138,6 +142,26 @@ class Subject:
         """The answer, teacher-forced."""
         return self.once("the replayed answer", lambda: self.replay(self.said.token_ids))
 
+    @property
+    def limits(self) -> Tolerance:
+        """How far apart two ways of computing the same may lie in this model: by its dtype, and wider where it is more
+        sensitive, up to `SENSITIVE` times what one more rounding of the decoder's inputs changes.
+        """
+        return self.once("the model's sensitivity to rounding", self._limits)
+
+    def _limits(self) -> Tolerance:
+        usual, ids = tolerance(self.model.dtype), self.said.token_ids
+        with rounded_once_more(self.lmm):
+            scores = self.scores(self.pictures[0], self.texts[0], ids)
+            rows = self.replay(ids).attention
+        plain = self.logits()
+        apart = float((scores - plain).abs().max() / plain.std().clamp(min=1e-12))
+        return replace(
+            usual,
+            other=max(usual.other, SENSITIVE * row_error(rows, self.replayed.attention)),
+            logits=max(usual.logits, SENSITIVE * apart),
+        )
+
     def logits(self, *, implementation: str | None = None) -> Tensor:
         """float32 [t, V]: scores of the tokens of `said`, from one forward of prompt and answer.
 
@@ -157,6 +181,23 @@ class Subject:
         with model_lock(self.model), torch.no_grad():
             scores = self.model(**inputs, use_cache=False, logits_to_keep=len(ids) + 1).logits
         return scores[0, :-1].float().cpu()
+
+
+@contextmanager
+def rounded_once_more(lmm: LMM) -> Iterator[None]:
+    """Inside the context the embeddings that enter the decoder differ by about one rounding in the model's dtype."""
+
+    def jitter(_: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        embeddings = options["inputs_embeds"]
+        noise = torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        factor = 1 + noise * torch.finfo(embeddings.dtype).eps
+        return arguments, options | {"inputs_embeds": (embeddings * factor.to(embeddings.device)).to(embeddings.dtype)}
+
+    handle = lmm.family.text_model.register_forward_pre_hook(jitter, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _Entered(Exception):
