@@ -129,7 +129,7 @@ def _times(count: int) -> str:
 
 def _written_by_processor(subject: Subject, bos: int) -> int:
     prepared = subject.family.prepare(subject.pictures[0])
-    inputs = subject.family.processor(images=[prepared.image], text=[subject.texts[0]], return_tensors="pt")
+    inputs = subject.family.processor(images=[[prepared.image]], text=[subject.texts[0]], return_tensors="pt")
     return int((inputs["input_ids"] == bos).sum())
 
 
