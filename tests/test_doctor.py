@@ -407,9 +407,9 @@ def test_a_failure_stops_a_notebook_and_says_what_it_means(lmms):
 
 
 def test_a_model_that_amplifies_roundings_cannot_tell_in_half_precision(tmp_path):
-    """Thirty layers of sharp random attention: float32 tells, bfloat16 changes as much by a rounding of the inputs."""
-    path = tiny_llava(tmp_path, text={"num_hidden_layers": 30})
-    checked = ["replay = generate", "fast attention = eager", "batch = one by one"]
+    """Twenty layers of sharp random attention: float32 tells, bfloat16 changes as much by a rounding of the inputs."""
+    path = tiny_llava(tmp_path, text={"num_hidden_layers": 20})
+    checked = ["fast attention = eager"]
     assert failing(load_lmm(path, device="cpu"), checked) == {}
     found = examine(load_lmm(path, device="cpu", dtype=torch.bfloat16), lines=checked, progress=False)
     assert found.passed and "fast attention = eager" in lines(found, "unknown")
