@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -46,6 +47,8 @@ class Settings:
         n_images: images to use, the first so many; 0 = all of given data.
         prompt: what the model is asked.
         answer: text to ground instead of the model's own answer; "" lets the model answer.
+        answers: file of answers that something else wrote, with their images and prompts, see `core.read_answers`;
+            "" = none.
         generation: of the answer: `max_new_tokens` (512) and further options of `LMM.generate` (`do_sample`, `system`).
         preset, options: how answers are grounded: a name in `core.PRESETS`, and fields of `core.GroundOptions` that
             differ from it.
@@ -69,6 +72,7 @@ class Settings:
     n_images: int = 0
     prompt: str = "Describe the image in detail."
     answer: str = ""
+    answers: str = ""
     generation: dict[str, Any] = field(default_factory=dict)
     preset: str = "paper"
     options: dict[str, Any] = field(default_factory=dict)
@@ -87,13 +91,15 @@ class Settings:
         for name, (value, lowest) in (limits | {"max_new_tokens": (self.answering()["max_new_tokens"], 1)}).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise GroundingError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
-        if not self.data and self.n_images == 0:
+        if not self.data and not self.answers and self.n_images == 0:
             raise GroundingError("n_images is 0 (all), but the embedded scenes have no end; give a number, or data")
         if not self.output_dir:
             raise GroundingError("output_dir is empty; give a folder for records, tables and figures")
         if not self.prompt.strip():
             raise GroundingError("prompt is empty; the paper asks 'Describe the image in detail.'")
-        if self.answer:
+        if self.answer and self.answers:
+            raise GroundingError("answer and answers are both given; give one text for all, or a file of answers")
+        if self.answer or self.answers:
             refuse_without_effect(self.run_options()["generation_options"])
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)
 
@@ -141,6 +147,8 @@ class Settings:
 
     def data_name(self) -> str:
         """The data in words, for tables."""
+        if self.answers:
+            return f"answers of {Path(self.answers).name}"
         return Path(self.data).stem or f"embedded scenes (val, seed {self.seed})"
 
     def lmm_options(self) -> dict[str, Any]:
@@ -187,7 +195,11 @@ class Settings:
             matched: phrases were matched to categories.
             extra: further settings.
         """
-        shown = {"prompt": self.prompt, "answer": self.answer} | self.answering() | self.lmm_options()
+        shown = (
+            {"prompt": self.prompt, "answer": self.answer, "answers": self.answers}
+            | self.answering()
+            | self.lmm_options()
+        )
         shown |= {"preset": self.preset} | self.options
         if segmented:
             shown["sam_checkpoint"] = self.sam_checkpoint
@@ -202,6 +214,8 @@ class Settings:
         """The configuration of a run of records; `loaded` are `lmm`, `segmenter` and `nlp`."""
         from core.provenance import run_config
 
+        if self.answers:
+            loaded["answers"] = hashlib.sha256(Path(self.answers).read_bytes()).hexdigest()[:16]
         return run_config(
             prompt=self.prompt,
             seed=self.seed,

@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core.answer_files import read_answers
+    from core.answers import ground_answers
     from core.attention import to_grid
     from core.errors import GroundingError
     from core.generation import Generation
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from core.run import ground_dataset
 
 _HOMES = {
+    "answer_files": ("read_answers",),
+    "answers": ("ground_answers",),
     "attention": ("to_grid",),
     "errors": ("GroundingError",),
     "generation": ("Generation",),
@@ -55,11 +59,13 @@ __all__ = [
     "View",
     "attend_and_segment",
     "ground",
+    "ground_answers",
     "ground_dataset",
     "load_image",
     "load_lmm",
     "load_nlp",
     "load_segmenter",
+    "read_answers",
     "to_grid",
 ]
 

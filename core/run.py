@@ -41,7 +41,7 @@ def ground_dataset(
     segmenter: Segmenter | None,
     nlp: Language,
     store: RunStore,
-    answers: Mapping[str, str] | None = None,
+    answers: Mapping[str, Any] | None = None,
     batch_size: int = 1,
     progress: bool = True,
     retry_errors: bool = False,
@@ -62,7 +62,7 @@ def ground_dataset(
             comes.
         prompt: one prompt for all images, or one per id.
         store: where records go.
-        answers: ground these texts, by id, instead of generating.
+        answers: ground these, by id, instead of generating: texts, or ids as `LMM.replay` takes them.
         batch_size: images per forward pass.
         progress: show a progress bar.
         retry_errors: try the ids with an error record again.
@@ -159,7 +159,7 @@ def _generations(
     lmm: LMM,
     opened: dict[str, Image.Image],
     prompt: str | Mapping[str, str],
-    answers: Mapping[str, str] | None,
+    answers: Mapping[str, Any] | None,
     capture: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One generation per image; where a batch is refused, its images one by one, to find the reason."""
@@ -183,7 +183,7 @@ def _generations(
     return dict(zip(ids, results, strict=True)), {}
 
 
-def _of(values: str | Mapping[str, str], id: str, what: str) -> str:
+def _of(values: str | Mapping[str, Any], id: str, what: str) -> Any:
     if isinstance(values, str):
         return values
     if id not in values:

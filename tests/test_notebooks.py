@@ -28,6 +28,7 @@ from core.records import RunStore
 pytestmark = pytest.mark.timeout(900)  # a kernel for each notebook; a busy machine is slow
 
 NAMES = (
+    "doctor",
     "encoder_tables",
     "error_ledger",
     "four_challenges",
@@ -44,6 +45,7 @@ NAMES = (
 PROFILES = ("embedded", "smoke")
 KINDS = ("differences", "probes", "rank_agreement", "runs")  # tables of both jobs of encoder_tables
 PROMISED = {  # by the name of the job, which is its notebook's but for the encoder tables
+    "doctor": {"figures": ["doctor_squares"], "tables": ["doctor"], "records": []},
     "grounded_conversation": {
         "figures": ["conversation_scene_0", "best_masks_scene_0", "conversation_scene_1"],
         "tables": ["phrases"],
@@ -185,7 +187,7 @@ def test_every_parameter_is_used(name, notebook):
 
 def test_core_is_entered_by_its_front_door(notebook):
     source = "\n".join(cell.source for cell in code(notebook))
-    assert set(re.findall(r"from (core[.\w]*) import", source)) <= {"core", "core.training"}
+    assert set(re.findall(r"from (core[.\w]*) import", source)) <= {"core", "core.doctor", "core.training"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -240,6 +242,9 @@ def test_tables_say_what_made_them(report, job):
     for table in PROMISED[job]["tables"]:
         frame = pd.read_csv(report[1] / job / "tables" / f"{table}.csv")
         ours = frame[frame["source"] == "measured here"]
+        if job == "doctor":
+            assert set(ours["model"]) == {"embedded"} and set(ours["result"]) == {"✓ ok"}
+            continue
         trained = job.startswith(("table", "train"))
         probes = "embedded visual encoders, frozen features" if table.endswith("probes") else ""
         losses = "embedded LLaVA and DiffLMM, stage 1" if job.startswith("table") else ""

@@ -107,7 +107,8 @@ def _escape(text: str) -> str:
 
 def _model_name(grounding: Grounding) -> str:
     name = grounding.generation.model.get("name_or_path", grounding.generation.model.get("name", "model"))
-    return f"{Path(str(name)).name or name} + attend-and-segment"
+    said = "a given answer, replayed by " if grounding.generation.model.get("method") == "replay" else ""
+    return f"{said}{Path(str(name)).name or name} + attend-and-segment"
 
 
 def _mask_layer(drawn: DrawnObject, size: tuple[int, int]) -> Image.Image:
