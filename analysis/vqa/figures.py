@@ -77,7 +77,7 @@ def plot_answers(picture: Any, looks: Sequence[Mapping[str, Any]], *, title: str
     down = -(-len(looks) // across)
     grey = np.asarray(picture).mean(axis=2)
     height, width = grey.shape
-    size = (4.1 * across, (4.1 * height / width + 0.9) * down)
+    size = (3.0 * across, (3.0 * height / width + 0.8) * down)
     figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
     norm = shared_norm(np.concatenate([np.ravel(each["grid"]) for each in looks] or [[0.0]]), quantile=0.995)
     for ax in axes.flat[len(looks) :]:
@@ -90,10 +90,11 @@ def plot_answers(picture: Any, looks: Sequence[Mapping[str, Any]], *, title: str
         ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
         ax.axis("off")
         verdict = "" if each["right"] else f"  (right: {each['expected']})"
-        ax.set_title(fill(each["question"], 44), loc="left", fontsize=9, fontweight="bold")
-        said = fill(f"{each['answer']}{verdict}", 56)
+        ax.set_title(fill(each["question"], 40), loc="left", fontsize=8, fontweight="bold")
+        said = fill(f"{each['answer']}{verdict}", 44)
         colour = "#1a7a3a" if each["right"] else "#b02a1a"
-        ax.text(0, -0.02, said, transform=ax.transAxes, fontsize=8.5, va="top", color=colour)
-        ax.text(1, 1.01, f"map: “{each['words']}”", transform=ax.transAxes, fontsize=7.5, ha="right", color="#555")
+        ax.text(0, -0.02, said, transform=ax.transAxes, fontsize=7.5, va="top", color=colour)
+        label = {"color": "white", "fontsize": 7, "ha": "right", "va": "bottom"}
+        ax.text(0.98, 0.02, f"map: “{each['words']}”", transform=ax.transAxes, **label)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color="#444")
     return figure

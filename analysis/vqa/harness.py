@@ -6,6 +6,7 @@ Importing lmms-eval takes some ten seconds; one process for all models pays it o
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.util import find_spec
@@ -99,6 +100,7 @@ def _evaluate(given: dict[str, Any], tasks: list[str], output: Path, include_pat
         if missing := sorted(set(tasks) - set(manager.all_tasks)):
             raise GroundingError(f"lmms-eval knows no task {', '.join(missing)}; `python -m lmms_eval --tasks list`")
         tracker, date = EvaluationTracker(output_path=str(output)), get_datetime_str()
+        command = Namespace(output_path=str(output), process_with_media=False)  # what tasks read of a command line
         results = simple_evaluate(
             model=AttendAndSegment(**given),
             model_args=",".join(f"{name}={value}" for name, value in given.items()),
@@ -111,6 +113,7 @@ def _evaluate(given: dict[str, Any], tasks: list[str], output: Path, include_pat
             log_samples=True,
             verbosity="ERROR",
             datetime_str=date,
+            cli_args=command,
         )
         samples = results.pop("samples")
         tracker.save_results_aggregated(results=results, samples=samples, datetime_str=date)

@@ -181,5 +181,7 @@ STATISTICS = {
         for name in POPE
     },
     **{f"pope_{name}": Statistic(_pope_parts(None), _pope_value(name), count=5) for name in POPE},
-    "gpt_eval_llava_all": Statistic(lambda logged: tuple(map(float, logged["scores"])), lambda s: s[..., 1] / s[..., 0]),
+    "gpt_eval_llava_all": Statistic(
+        lambda logged: tuple(map(float, logged["scores"])), lambda s: s[..., 1] / s[..., 0]
+    ),
 }
