@@ -352,7 +352,7 @@ def test_malformed_logs_are_refused(tmp_path, line, message):
 
 def test_a_log_without_the_metric_is_refused(tmp_path):
     found = read_results(write_run(tmp_path, {"pope": {"pope_f1_score": 1.0}}, {"pope": [{"pope_f1_score": 1.0}]}))
-    with pytest.raises(GroundingError, match="has 1.0 as 'pope_f1_score'; lmms-eval writes something else there"):
+    with pytest.raises(GroundingError, match=re.escape("has 1.0 as 'pope_f1_score'; lmms-eval writes")):
         table3({"x": found})
 
 

@@ -44,7 +44,8 @@ def plot_scores(frame: pd.DataFrame, *, title: str = "measured here") -> Figure:
         _bars(values, methods, pope, ax)
         ax.axhline(50, color="#444", linewidth=1, linestyle=":", label="half" if metric == "accuracy" else "truth")
         ax.set_title(f"POPE: {name}", loc="left", fontsize=10)
-    above.legend(frameon=False, fontsize=8, ncols=len(methods), loc="lower left", bbox_to_anchor=(0.3, 1.0))
+    if methods:
+        above.legend(frameon=False, fontsize=8, ncols=len(methods), loc="lower left", bbox_to_anchor=(0.3, 1.0))
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color="#444")
     return figure
 

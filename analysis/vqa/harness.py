@@ -1,4 +1,4 @@
-"""lmms-eval in this process: our tasks beside their data, one model on some tasks, its results as lmms-eval writes them.
+"""lmms-eval in this process: our tasks beside their data, and one model on some tasks, with results as it writes them.
 
 Importing lmms-eval takes some ten seconds; one process for all models pays it once.
 """

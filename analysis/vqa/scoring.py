@@ -1,7 +1,7 @@
 """What an answer counts for: VQA's and POPE's scores of single questions, and numbers of a whole set from them.
 
-lmms-eval calls `score_question`, `score_presence`, `score_description` and `aggregate` by the names in `tasks/*.yaml`; the notebook computes
-the same numbers, with intervals, from the logs that lmms-eval leaves.
+lmms-eval calls `score_question`, `score_presence`, `score_description` and `aggregate` by the names in `tasks/*.yaml`;
+the notebook computes the same numbers, with intervals, from the logs that lmms-eval leaves.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Statistic:
 
     def of(self, logged: Sequence[Any]) -> float:
         """The number itself."""
-        return float(self.value(np.sum([self.parts(each) for each in logged], axis=0)))
+        return float(self.value(np.sum([self.parts(each) for each in logged], axis=0, keepdims=True))[0])
 
 
 def picture(doc: Mapping[str, Any]) -> list[Any]:
@@ -67,7 +67,7 @@ def score_question(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, 
 
 
 def score_presence(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The logged values of one answer to "Is there a ... in the image?", for each metric of `tasks/scenes_pope.yaml`."""
+    """The logged values of one answer to "Is there a ... in the image?", for each metric of POPE."""
     said = yes_or_no(results[0])
     value = {name: doc[name] for name in ("question_id", "image_id", "strategies")}
     value |= {"prediction": said, "ground_truth": doc["answer"], "score": float(said == doc["answer"])}
@@ -161,6 +161,12 @@ def _three_parts(logged: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(part for strategy in STRATEGIES for part in _pope_parts(strategy)(logged))
 
 
+def _judged(logged: Mapping[str, Any]) -> tuple[float, float]:
+    """The judge's points for the reference answer and for the model's."""
+    reference, own = logged["scores"]
+    return float(reference), float(own)
+
+
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, 0 of nothing, as POPE's metrics have it."""
     return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
@@ -181,7 +187,5 @@ STATISTICS = {
         for name in POPE
     },
     **{f"pope_{name}": Statistic(_pope_parts(None), _pope_value(name), count=5) for name in POPE},
-    "gpt_eval_llava_all": Statistic(
-        lambda logged: tuple(map(float, logged["scores"])), lambda s: s[..., 1] / s[..., 0]
-    ),
+    "gpt_eval_llava_all": Statistic(_judged, lambda sums: sums[..., 1] / sums[..., 0]),
 }

@@ -96,10 +96,8 @@ def metrics_table(results: Mapping[str, Mapping[str, TaskResult]], *, draws: int
         for column in _all_columns(found):
             if measured := measure(found, column, draws=draws, seed=seed):
                 ends = measured.interval
-                rows.append(
-                    (label, column.name, column.metric, ends.value, ends.low, ends.high)
-                    + (measured.n, measured.n_images, measured.note)
-                )
+                about = (measured.n, measured.n_images, measured.note)
+                rows.append((label, column.name, column.metric, ends.value, ends.low, ends.high, *about))
     names = ["method", "benchmark", "metric", "percent", "low", "high", "n_questions", "n_pictures", "note"]
     frame = pd.DataFrame(rows, columns=names)
     return frame.astype({"n_questions": "Int64", "n_pictures": "Int64"})
