@@ -126,6 +126,43 @@ class LMM:
                 results = self._generate_replayed(batch, options, per_head, row, provenance)
         return results if batch.many else results[0]
 
+    def answer(
+        self,
+        image: Any,
+        prompt: str | list | tuple,
+        *,
+        max_new_tokens: int = 512,
+        system: str | None = None,
+        template: str | None = None,
+        **extra: Any,
+    ) -> str | list[Any]:
+        """The text that `generate` answers with, written by the model's own `generate` alone: no map is read.
+
+        Args:
+            image, prompt, max_new_tokens, system, template, extra: as for `generate`.
+
+        Returns:
+            The answer without special tokens; for a list of images or prompts a list of them; with
+            num_return_sequences > 1 a list of that many in place of each.
+
+        Raises:
+            GroundingError: as for `generate`.
+
+        >>> from core import load_lmm
+        >>> load_lmm("embedded", device="cpu").answer("embedded", "How many objects are there?")
+        'In total, there are two objects in the image.'
+        """
+        options = generation_options(self.family, max_new_tokens, extra)
+        batch = self._encode(image, prompt, system=system, template=template)
+        with model_lock(self.model), torch.no_grad():
+            sequences = self.model.generate(**batch.inputs, **options)
+        answers = cut_answers(sequences[:, batch.length :], self.model, options)
+        texts = [decode_with_spans(self.processor.tokenizer, ids.tolist())[0] for ids in answers]
+        copies = len(texts) // len(batch.sizes)
+        if copies > 1:
+            texts = [texts[start : start + copies] for start in range(0, len(texts), copies)]
+        return texts if batch.many else texts[0]
+
     def _generate_recorded(
         self, batch: Batch, options: dict[str, Any], per_head: bool, provenance: dict[str, Any]
     ) -> list[Generation]:

@@ -60,7 +60,7 @@ def test_the_environment_is_in_pyproject(declared, environment):
     found = {name: bounds for name, bounds in {**conda, **pip}.items() if name not in CONDA_ONLY}
     assert {name: bounds for name, bounds in found.items() if expected.get(name) != bounds} == {}
     assert set(conda) >= CONDA_ONLY
-    assert set(pip) == {"segment-anything"}
+    assert set(pip) == {"segment-anything", "lmms-eval"}
 
 
 def test_python_bound_is_the_same_everywhere(project, environment):
@@ -110,7 +110,7 @@ def undeclared(folders: list[str], names: set[str]) -> dict[str, set[str]]:
 
 def test_what_the_package_imports_is_declared(project):
     extras = project["optional-dependencies"]
-    used = [*project["dependencies"], *extras["evaluation"], *extras["training"]]
+    used = [*project["dependencies"], *extras["evaluation"], *extras["training"], *extras["vqa"]]
     assert undeclared([*PACKAGES, "notebooks"], {split_requirement(entry)[0] for entry in used}) == {}
 
 

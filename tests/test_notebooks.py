@@ -41,6 +41,7 @@ NAMES = (
     "pilot_study",
     "presets",
     "train_difflmm",
+    "visual_question_answering",
 )
 PROFILES = ("embedded", "smoke")
 KINDS = ("differences", "probes", "rank_agreement", "runs")  # tables of both jobs of encoder_tables
@@ -106,6 +107,11 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
     "table6_noise_and_blocks": {
         "figures": ["table6_losses", "table6_curves", "table6_noise_and_blocks"],
         "tables": [f"table6_{kind}" for kind in (*KINDS, "noise_and_blocks")],
+        "records": [],
+    },
+    "visual_question_answering": {
+        "figures": ["vqa_scores", "vqa_answers"],
+        "tables": ["table3_vqa", "vqa_metrics", "grounding_cost"],
         "records": [],
     },
     "train_difflmm": {

@@ -59,6 +59,7 @@ def plot_challenges(rows: Sequence[ShownChallenge], label: str = "attend-and-seg
             points=[each.point for each in objects],
             ax=picture,
         )
+        picture.set_anchor("NW")
         picture.set_title(row.title, fontsize=10, fontweight="bold", loc="left", pad=4)
         wide = 0.34 if row.others else 0.71
         text = figure.add_axes((0.28, top - 0.95 * height, wide, 0.9 * height))
