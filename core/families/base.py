@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
@@ -37,8 +38,14 @@ class Family(ABC):
     """
 
     image_block: ClassVar[str] = "{placeholder}"  # what stands for the image in a prompt
-    answer_fill: ClassVar[dict[str, int]] = {"attention_mask": 1}  # per-token inputs and their value at answer tokens
+    template: ClassVar[str | None] = None  # prompt template of checkpoints that come without a chat template
+    answer_fill: ClassVar[dict[str, int]] = {  # per-token inputs and their value at answer tokens
+        "attention_mask": 1,
+        "token_type_ids": 0,
+        "mm_token_type_ids": 0,
+    }
     needs_position_ids: ClassVar[bool] = True  # give a padded replay the positions that `generate` would
+    bidirectional_prompt: ClassVar[bool] = False  # whether each position of the prompt attends to all of it
 
     def __init__(self, model: nn.Module, processor: Any, *, geometry: str = "processor"):
         if geometry not in GEOMETRIES:
@@ -97,6 +104,18 @@ class Family(ABC):
         """int64 [h, w]: positions of a row-major grid whose rows lie `row_length` (default w) positions apart."""
         row_length = w if row_length is None else row_length
         return start + torch.arange(h)[:, None] * row_length + torch.arange(w)[None, :]
+
+    @staticmethod
+    def tiles(start: int, rows: int, columns: int, side: int) -> Tensor:
+        """int64 [rows * side, columns * side]: positions of square tiles that lie one after the other, stitched."""
+        index = start + torch.arange(rows * columns * side * side)
+        return rearrange(index, "(r c h w) -> (r h) (c w)", r=rows, c=columns, h=side, w=side)
+
+    @staticmethod
+    def whole(prepared: Prepared) -> tuple[float, float, float, float]:
+        """The box of the whole original image."""
+        height, width = prepared.size
+        return 0.0, 0.0, float(width), float(height)
 
     def mismatch(self, expected: int, count: int, what: str) -> GroundingError:
         """The error for a number of visual tokens that the geometry does not explain."""

@@ -1,0 +1,182 @@
+"""Every further family: its rows are eager attention's own, and its cells see the pixels that its views say."""
+
+import importlib.util
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from einops import rearrange
+from PIL import Image
+from tiny_families import BUILDERS
+
+from core.batch import encode
+from core.lmm import LMM, load_lmm
+
+QUESTION = "Is there a red umbrella next to the cup?"
+NEW = 6
+NEEDED = {"smolvlm": "num2words", "fast_vlm": "timm"}  # packages that a family's processor or tower asks for
+SIZES = [(90, 140), (150, 84), (100, 100)]
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def lmm(request, tmp_path_factory) -> LMM:
+    """Each family in turn, in float64, where the two kernels' rounding hides nothing."""
+    package = NEEDED.get(request.param)
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package}")
+    path = BUILDERS[request.param](tmp_path_factory.mktemp(request.param))
+    return load_lmm(path, device="cpu", dtype=torch.float64)
+
+
+def asked(lmm: LMM, question: str = QUESTION) -> str:
+    return f"{lmm.family.image_block.format(placeholder=lmm.family.placeholder)}{question}"
+
+
+def eager_rows(lmm: LMM, image: Image.Image, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reference: transformers' eager attention of one picture alone.
+
+    Returns:
+        (new ids [t], their rows [t, l, n, k], mean [k] of the prompt's rows behind the image but the last).
+    """
+    model = deepcopy(lmm.model)
+    model.set_attn_implementation("eager")
+    inputs = lmm.processor(images=[image], text=[text], return_tensors="pt")
+    inputs.pop("labels", None)
+    inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
+    found = model.generate(
+        **inputs, max_new_tokens=NEW, do_sample=False, output_attentions=True, return_dict_in_generate=True
+    )
+    columns = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
+    length, rows = inputs["input_ids"].shape[1], []
+    for step, layers in enumerate(found.attentions):
+        at = [columns - (length + step - layer.shape[-1]) for layer in layers]  # a sliding cache drops the oldest keys
+        layers = [layer[0, :, -1, a.clamp(min=0)] * (a >= 0) for layer, a in zip(layers, at, strict=True)]
+        rows.append(torch.stack(layers))
+    behind = [layer[0, :, int(columns.max()) + 1 : length - 1][..., columns] for layer in found.attentions[0]]
+    return found.sequences[0, length:], torch.stack(rows), torch.stack(behind).mean((0, 1, 2))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found.double(), expected.double(), atol=1e-5, rtol=0)
+
+
+def test_every_row_equals_eager(lmm, pictures):
+    """Generated and replayed, alone and in a padded batch of mixed sizes, a photograph among them."""
+    images = [pictures["landscape"], pictures["portrait"], pictures["square"]]
+    images.append(Image.fromarray(skimage.data.coffee()))
+    texts = [asked(lmm), asked(lmm, "What?"), asked(lmm, QUESTION * 2), asked(lmm)]
+    expected = [eager_rows(lmm, image, text) for image, text in zip(images, texts, strict=True)]
+    alone = lmm.generate(images[0], texts[0], max_new_tokens=NEW, per_head=True)
+    together = lmm.generate(images, texts, max_new_tokens=NEW, per_head=True)
+    again = lmm.replay(images, texts, [found.token_ids for found in together], per_head=True)
+    for found, (ids, rows, prompt) in zip([alone, *together, *again], [expected[0], *expected, *expected], strict=True):
+        assert torch.equal(found.token_ids, ids)
+        assert rows.sum(-1).mean() > 0.01
+        close(found.attention_per_head, rows)
+        close(found.attention, rows.mean((1, 2)))
+        close(found.prompt_attention, prompt)
+    for turned, found in zip(lmm.replay(images[:2], texts[:2], ["A cup.", "A red cup."]), together, strict=False):
+        assert [view.box for view in turned.views] == [view.box for view in found.views]
+
+
+MERGERS = ("merger.", "connector", "multi_modal_projector")  # behind the tower, in each family's words
+
+
+# A tower without its blocks shows which pixels each token was made of.
+
+
+def transparent(lmm: LMM) -> LMM:
+    """The same model with a vision tower in which no token learns of another: its blocks add nothing, every place has
+    the same position, a patch is the mean of its pixels, and merged patches are the mean of the patches.
+    """
+    model = deepcopy(lmm.model)
+    tower = getattr(model.model, "vision_tower", None) or getattr(model.model, "visual", None) or model.model.vision_model
+    for name, weight in tower.named_parameters():
+        if any(part.isdigit() for part in name.split(".")) and ".merger" not in f".{name}":
+            weight.data.zero_()
+        elif "position" in name or "pos_embed" in name:
+            weight.data[:] = weight.data.flatten(0, -2)[:1]
+        elif weight.ndim >= 4:
+            weight.data[:] = weight.data.mean((-1, -2), keepdim=True)
+    width = model.config.vision_config.hidden_size
+    for name, weight in model.model.named_parameters():
+        if any(part in name for part in MERGERS) and weight.ndim == 2 and weight.shape[1] % width == 0:
+            order = "o (d m) -> o d m" if "merging_layer" in name else "o (m d) -> o d m"
+            patches = rearrange(weight.data, order, d=width)
+            patches[:] = patches.mean(-1, keepdim=True)
+    return LMM(model, lmm.processor)
+
+
+def features(lmm: LMM, images: list[np.ndarray]) -> torch.Tensor:
+    """[images, k, d]: what the decoder is given at the visual positions."""
+    kept = []
+    handle = lmm.family.text_model.register_forward_pre_hook(
+        lambda _, args, kwargs: kept.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    batch = encode(lmm.family, [Image.fromarray(image) for image in images], [asked(lmm)] * len(images), many=True)
+    with torch.no_grad():
+        lmm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
+    handle.remove()
+    return torch.stack([row[columns] for row, columns in zip(kept[0], batch.columns, strict=True)])
+
+
+def decoded(lmm: LMM, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[k] each: mean x and y, in pixels, of what every token sees, read from two ramps and from plain pictures."""
+    height, width = size
+    levels = np.linspace(0, 255, 18).round()
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[..., 1:] = (90, 160)
+
+    def with_red(red: np.ndarray) -> np.ndarray:
+        copy = picture.copy()
+        copy[..., 0] = red.round()
+        return copy
+
+    x, y = (np.arange(width) + 0.5) / width * 255, (np.arange(height) + 0.5) / height * 255
+    seen = features(lmm, [with_red(np.asarray(v)) for v in [x[None], y[:, None], *levels]])
+    scale = torch.tensor(levels)
+    places = []
+    for ramp, extent in ((seen[0], width), (seen[1], height)):
+        first, last = seen[2:-1], seen[3:]  # [levels - 1, k, d]: between which two plain pictures does it lie?
+        step = last - first
+        along = (((ramp - first) * step).sum(-1) / step.square().sum(-1).clamp(min=1e-12)).clamp(0, 1)
+        away = (first + along[..., None] * step - ramp).norm(dim=-1)
+        best = away.argmin(0)
+        value = scale[best] + along.gather(0, best[None])[0] * (scale[best + 1] - scale[best])
+        places.append(value / 255 * extent)
+    return places[0], places[1]
+
+
+def check_moved_square(lmm: LMM, size: tuple[int, int]) -> None:
+    """A bright square moved from cell to cell changes the feature of its cell most."""
+    plain = np.full((*size, 3), 60, np.uint8)
+    (view,) = lmm.replay(plain, asked(lmm), "").views
+    pictures = [plain]
+    for row, column in np.ndindex(*view.shape):
+        x0, y0, x1, y1 = (round(edge) for edge in view.cell(row, column))
+        pictures.append(plain.copy())
+        pictures[-1][y0:y1, x0:x1] = (255, 255, 120)
+    seen = features(lmm, pictures)
+    change = (seen[1:] - seen[0]).norm(dim=-1)[:, view.index.flatten()]
+    assert change.argmax(1).tolist() == list(range(len(change)))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_cell_sees_its_pixels(lmm, size):
+    if lmm.model.config.vision_config.model_type == "timm_wrapper":
+        return check_moved_square(lmm, size)  # convolutions mix neighbours, so that no tower is transparent
+    clear = transparent(lmm)
+    x, y = decoded(clear, size)
+    compared = 0
+    for view in clear.replay(Image.new("RGB", size[::-1]), asked(lmm), "").views:
+        for row, column in np.ndindex(*view.shape):
+            x0, y0, x1, y1 = view.cell(row, column)
+            if x0 < -1 or y0 < -1 or x1 > size[1] + 1 or y1 > size[0] + 1:
+                continue
+            compared += 1
+            place = view.index[row, column]
+            assert abs(float(x[place]) - (x0 + x1) / 2) < 0.6 + (x1 - x0) * 0.15
+            assert abs(float(y[place]) - (y0 + y1) / 2) < 0.6 + (y1 - y0) * 0.15
+    assert compared >= 3
