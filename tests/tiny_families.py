@@ -57,7 +57,7 @@ def fast_vlm(directory: Path) -> Path:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     processor = hf.LlavaProcessor(
-        image_processor=hf.CLIPImageProcessor(size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}),
+        image_processor=hf.CLIPImageProcessor(size={"shortest_edge": 192}, crop_size={"height": 192, "width": 192}),
         tokenizer=tokenizer,
         patch_size=32,
         vision_feature_select_strategy="full",
@@ -291,6 +291,108 @@ def gemma3_pan_and_scan(directory: Path) -> Path:
     )
 
 
+def glm4v(directory: Path) -> Path:
+    other = hf.AutoConfig.from_pretrained(tiny_qwen2_5_vl(directory / "other")).to_dict()["text_config"]
+    tokenizer = qwen_tokenizer()
+    names = {
+        "image_token": "<|image|>",
+        "video_token": "<|video|>",
+        "image_start_token": "<|begin_of_image|>",
+        "image_end_token": "<|end_of_image|>",
+        "video_start_token": "<|begin_of_video|>",
+        "video_end_token": "<|end_of_video|>",
+    }
+    tokenizer.add_special_tokens({"additional_special_tokens": list(names.values())})
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    config = hf.Glm4vConfig(
+        vision_config=VISION | {"image_size": 56, "spatial_merge_size": 2, "patch_size": 14},
+        text_config={k: v for k, v in other.items() if k != "model_type"}
+        | {"vocab_size": len(tokenizer), "rope_parameters": rope | {"partial_rotary_factor": 1.0}},
+        **{f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()},
+    )
+    size = {"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 168 * 168}
+    processor = hf.Glm4vProcessor(
+        image_processor=hf.Glm4vImageProcessor(size=size),
+        video_processor=hf.Glm4vVideoProcessor(size=size),
+        tokenizer=tokenizer,
+    )
+    return _save(hf.Glm4vForConditionalGeneration, config, processor, directory, 0)
+
+
+VISION = {"depth": 2, "num_heads": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32}
+
+
+def cohere2_vision(directory: Path) -> Path:
+    names = {
+        "image_token": "<|IMG_PATCH|>",
+        "boi_token": "<|START_OF_IMG|>",
+        "eoi_token": "<|END_OF_IMG|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+    }
+    tokenizer = words(**names)
+    windows = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
+    config = hf.Cohere2VisionConfig(
+        vision_config=SIGLIP | {"patch_size": 7},
+        text_config=decoder(tokenizer, model_type="cohere2", **windows),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
+        alignment_intermediate_size=64,
+    )
+    images = hf.Cohere2VisionImageProcessor(size=SQUARE, max_patches=6, patch_size=4)
+    processor = hf.Cohere2VisionProcessor(image_processor=images, tokenizer=tokenizer)
+    return _save(hf.Cohere2VisionForConditionalGeneration, config, processor, directory, 0)
+
+
+def ovis2(directory: Path) -> Path:
+    """Its visual tokens are mixtures of a table's rows, by the softmax of what the tower says."""
+    parts = ["<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
+    tokenizer = words(*parts)
+    ids = tokenizer.convert_tokens_to_ids(parts)
+    config = hf.Ovis2Config(
+        vision_config={name: value for name, value in TOWER.items() if name != "model_type"}
+        | {"image_size": 56, "patch_size": 14, "vocab_size": 64},
+        text_config=decoder(tokenizer, model_type="qwen2"),
+        image_token_id=ids[0],
+        visual_indicator_token_ids=ids[1:],
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+    )
+    processor = hf.Ovis2Processor(
+        image_processor=hf.Ovis2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=6),
+        tokenizer=tokenizer,
+        image_seq_length=16,
+    )
+    return _save(hf.Ovis2ForConditionalGeneration, config, processor, directory, 0)
+
+
+def gemma4(directory: Path) -> Path:
+    """The picture's tokens attend to each other both ways in the windowed layer only."""
+    names = {
+        "image_token": "<|image|>",
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+    }
+    tokenizer = words("<|video|>", **names)
+    windows = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
+    small = {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0}
+    config = hf.Gemma4Config(
+        vision_config=TOWER | {"patch_size": 6, "head_dim": 16, "num_key_value_heads": 2, "position_embedding_size": 64},
+        text_config=decoder(tokenizer, model_type="gemma4_text", use_bidirectional_attention="vision", **small, **windows),
+        audio_config=None,
+        **{f"{n}_id": tokenizer.convert_tokens_to_ids(token) for n, token in names.items()},
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+    )
+    processor = hf.Gemma4Processor(
+        feature_extractor=hf.Gemma4AudioFeatureExtractor(),
+        image_processor=hf.Gemma4ImageProcessor(patch_size=6, max_soft_tokens=70),
+        video_processor=hf.Gemma4VideoProcessor(patch_size=6, max_soft_tokens=70),
+        tokenizer=tokenizer,
+    )
+    return _save(hf.Gemma4ForConditionalGeneration, config, processor, directory, 0)
+
+
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     builder.__name__: builder
     for builder in (
@@ -309,5 +411,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
         mistral3,
         aya_vision,
         fast_vlm,
+        glm4v,
+        cohere2_vision,
+        ovis2,
+        gemma4,
     )
 }

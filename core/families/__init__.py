@@ -27,6 +27,11 @@ FAMILIES = {  # config.model_type, or with the vision tower's behind a "/": modu
     "smolvlm": "core.families.idefics3:Idefics3",
     "paligemma": "core.families.paligemma:PaliGemma",
     "gemma3": "core.families.gemma3:Gemma3",
+    "gemma4": "core.families.gemma4:Gemma4",
+    "glm4v": "core.families.qwen2_5_vl:Glm4v",
+    "glm46v": "core.families.qwen2_5_vl:Glm4v",
+    "cohere2_vision": "core.families.internvl:Cohere2Vision",
+    "ovis2": "core.families.ovis2:Ovis2",
 }
 
 NO_GRID = {  # config.model_type: why its visual tokens are no places on the image

@@ -1,7 +1,8 @@
-"""InternVL, Aya Vision: square tiles of the squashed image, row by row, and behind them a thumbnail of the whole."""
+"""InternVL, Aya Vision, Command A Vision: square tiles of the squashed image, row by row, and behind them a thumbnail of the whole."""
 
 from __future__ import annotations
 
+import sys
 from math import isqrt
 
 from torch import Tensor
@@ -28,13 +29,12 @@ class InternVL(Family):
 
     def views(self, inputs: dict[str, Tensor], sample: int, count: int, prepared: Prepared) -> tuple[View, ...]:
         """The thumbnail comes last, behind more than one tile."""
-        from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
-
         side, box, processor = isqrt(self.tile_tokens), self.whole(prepared), self.processor.image_processor
         if count == side * side:
             return (View("base", self.grid(0, side, side), box),)
         tile = (processor.size["height"], processor.size["width"])
-        columns, rows = get_optimal_tiled_canvas(prepared.size, tile, processor.min_patches, processor.max_patches)
+        arrange = sys.modules[type(processor).__module__].get_optimal_tiled_canvas  # each processor has its own
+        columns, rows = arrange(prepared.size, tile, processor.min_patches, processor.max_patches)
         tiles = rows * columns * side * side
         if count != tiles + side * side:
             raise self.mismatch(tiles + side * side, count, f"{rows} x {columns} tiles and one, {side} x {side} each")
@@ -49,3 +49,12 @@ class AyaVision(InternVL):
     def tile_tokens(self) -> int:
         """Visual tokens per tile."""
         return (int(self.processor.img_size) // int(self.processor.patch_size)) ** 2
+
+
+class Cohere2Vision(InternVL):
+    """The same; a token of its own stands behind each tile."""
+
+    @property
+    def tile_tokens(self) -> int:
+        """Visual tokens per tile; what the processor calls `patch_size` is a tile's cells per side."""
+        return int(self.processor.patch_size) ** 2

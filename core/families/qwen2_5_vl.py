@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: dynamic resolution, 2 x 2 merged patches, positions in three axes."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4.1V and 4.6V: dynamic resolution, 2 x 2 merged patches, positions in three axes."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ class Qwen2_5_VL(Family):
         if count != h * w:
             raise self.mismatch(h * w, count, f"a grid of {h} x {w}")
         return (View("image", self.grid(0, h, w), self.whole(prepared)),)
+
+
+class Glm4v(Qwen2_5_VL):
+    """The same layout between other tokens."""
+
+    image_block: ClassVar[str] = "<|begin_of_image|>{placeholder}<|end_of_image|>"
