@@ -133,7 +133,7 @@ class LMM:
         behind = _behind_image(batch.columns)
         first = min(batch.length - 1, *behind)
         ends = [batch.length] * len(behind)
-        recorder = self._recorder(batch.columns, batch.mask, ends=ends, first=first, per_head=per_head)
+        recorder = self._recorder(batch, batch.columns, batch.mask, ends=ends, first=first, per_head=per_head)
         with recording(self.model, self.family.text_model, recorder):
             sequences = self.model.generate(**batch.inputs, **options)
         answers = cut_answers(sequences[:, batch.length :], self.model, options)
@@ -205,11 +205,13 @@ class LMM:
         return encode(self.family, images, texts, many=many)
 
     def _recorder(
-        self, columns: tuple[Tensor, ...], mask: Tensor, *, ends: list[int], **options: Any
+        self, batch: Batch, columns: tuple[Tensor, ...], mask: Tensor, *, ends: list[int], **options: Any
     ) -> RowRecorder:
         """`ends`: position behind each prompt."""
         layers = self.model.config.get_text_config().num_hidden_layers
-        prefix = torch.tensor(ends) if self.family.bidirectional_prompt else None
+        both_ways = [self.family.attends_both_ways(ids) for ids in batch.prompt_ids]
+        pairs = zip(ends, batch.prompt_ids, both_ways, strict=True)
+        prefix = torch.tensor([end - len(ids) + length for end, ids, length in pairs]) if any(both_ways) else None
         return RowRecorder(columns=columns, mask=mask, layers=layers, prefix=prefix, **options)
 
     def _replay(
@@ -225,7 +227,7 @@ class LMM:
         first = min(total - longest - predicting, *behind)
         mask = inputs["attention_mask"].bool()
         ends, last = [total - len(ids) for ids in answers], total - 1 - predicting
-        recorder = self._recorder(columns, mask, ends=ends, first=first, last=last, per_head=per_head)
+        recorder = self._recorder(batch, columns, mask, ends=ends, first=first, last=last, per_head=per_head)
         with recording(self.model, self.family.text_model, recorder):
             self.model(**inputs, use_cache=False, logits_to_keep=1)
         rows = []

@@ -104,13 +104,20 @@ def qwen(directory: Path, kind: str, vision: dict[str, Any], **text: Any) -> Pat
         **{name: other[name] for name in taken},
     )
     size, patch = {"shortest_edge": 56 * 56, "longest_edge": 168 * 168}, vision["patch_size"]
-    video = hf.Qwen3VLVideoProcessor if kind == "Qwen3VL" else hf.Qwen2VLVideoProcessor
-    processor = getattr(hf, f"{kind}Processor")(
+    third = kind.startswith("Qwen3")
+    video = hf.Qwen3VLVideoProcessor if third else hf.Qwen2VLVideoProcessor
+    processor = (hf.Qwen3VLProcessor if third else hf.Qwen2VLProcessor)(
         image_processor=hf.Qwen2VLImageProcessor(size=size, patch_size=patch),
         video_processor=video(size=size, patch_size=patch),
         tokenizer=qwen_tokenizer(),
     )
     return _save(getattr(hf, f"{kind}ForConditionalGeneration"), config, processor, directory, 0)
+
+
+def qwen3_vl_moe(directory: Path) -> Path:
+    vision = {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 16}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8}
+    return qwen(directory, "Qwen3VLMoe", vision | {"patch_size": 16, "deepstack_visual_indexes": [0]}, **experts)
 
 
 def llava_onevision(directory: Path) -> Path:
@@ -393,6 +400,32 @@ def gemma4(directory: Path) -> Path:
     return _save(hf.Gemma4ForConditionalGeneration, config, processor, directory, 0)
 
 
+def molmo2(directory: Path) -> Path:
+    """Crops of 5 x 5 patches, of which one on each side overlaps: odd numbers of patches, pooled two by two."""
+    marks = ["<im_start>", "<im_end>", "<low_res_im_start>", "<im_patch>", "<im_col>", "<frame_start>", "<frame_end>"]
+    tokenizer = words("<|image|>", "<|video|>", "<im_low>", *marks)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = hf.Molmo2Config(
+        vision_config=TOWER | heads | {"image_size": [70, 70], "patch_size": 14},
+        adapter_config=heads
+        | {"hidden_size": 32, "text_hidden_size": 32, "intermediate_size": 64, "vision_feature_layer": [-1, -2]},
+        text_config=decoder(tokenizer, head_dim=8, additional_vocab_size=0, model_type="molmo2_text"),
+        image_patch_id=tokenizer.convert_tokens_to_ids("<im_patch>"),
+        image_start_token_id=tokenizer.convert_tokens_to_ids("<im_start>"),
+        low_res_image_start_token_id=tokenizer.convert_tokens_to_ids("<low_res_im_start>"),
+        image_end_token_id=tokenizer.convert_tokens_to_ids("<im_end>"),
+        frame_start_token_id=tokenizer.convert_tokens_to_ids("<frame_start>"),
+        frame_end_token_id=tokenizer.convert_tokens_to_ids("<frame_end>"),
+    )
+    size = {"height": 70, "width": 70}
+    processor = hf.Molmo2Processor(
+        image_processor=hf.Molmo2ImageProcessor(size=size, overlap_margins=[1, 1], max_crops=6),
+        video_processor=hf.Molmo2VideoProcessor(size=size),
+        tokenizer=tokenizer,
+    )
+    return _save(hf.Molmo2ForConditionalGeneration, config, processor, directory, 0)
+
+
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     builder.__name__: builder
     for builder in (
@@ -415,5 +448,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
         cohere2_vision,
         ovis2,
         gemma4,
+        qwen3_vl_moe,
+        molmo2,
     )
 }

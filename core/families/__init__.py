@@ -21,6 +21,7 @@ FAMILIES = {  # config.model_type, or with the vision tower's behind a "/": modu
     "qwen2_vl": "core.families.qwen2_5_vl:Qwen2_5_VL",
     "qwen2_5_vl": "core.families.qwen2_5_vl:Qwen2_5_VL",
     "qwen3_vl": "core.families.qwen2_5_vl:Qwen2_5_VL",
+    "qwen3_vl_moe": "core.families.qwen2_5_vl:Qwen2_5_VL",
     "internvl": "core.families.internvl:InternVL",
     "aya_vision": "core.families.internvl:AyaVision",
     "idefics3": "core.families.idefics3:Idefics3",
@@ -32,6 +33,7 @@ FAMILIES = {  # config.model_type, or with the vision tower's behind a "/": modu
     "glm46v": "core.families.qwen2_5_vl:Glm4v",
     "cohere2_vision": "core.families.internvl:Cohere2Vision",
     "ovis2": "core.families.ovis2:Ovis2",
+    "molmo2": "core.families.molmo2:Molmo2",
 }
 
 NO_GRID = {  # config.model_type: why its visual tokens are no places on the image
@@ -41,6 +43,9 @@ NO_GRID = {  # config.model_type: why its visual tokens are no places on the ima
     "idefics": "its visual tokens are the latents of a perceiver resampler and enter through cross-attention",
     "idefics2": "its visual tokens are the latents of a perceiver resampler",
     "kosmos-2": "its visual tokens are the latent queries of a resampler",
+    "kosmos-2.5": "its visual tokens are the latent queries of a resampler",
+    "aria": "its visual tokens are the latent queries of a cross-attention projector",
+    "florence2": "its decoder sees the image through cross-attention, not as positions of its sequence",
     "mllama": "its visual tokens enter through cross-attention layers, not as positions of the sequence",
 }
 

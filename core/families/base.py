@@ -45,7 +45,6 @@ class Family(ABC):
         "mm_token_type_ids": 0,
     }
     needs_position_ids: ClassVar[bool] = True  # give a padded replay the positions that `generate` would
-    bidirectional_prompt: ClassVar[bool] = False  # whether each position of the prompt attends to all of it
 
     def __init__(self, model: nn.Module, processor: Any, *, geometry: str = "processor"):
         if geometry not in GEOMETRIES:
@@ -98,6 +97,12 @@ class Family(ABC):
         Raises:
             GroundingError: the grids do not add up to k tokens.
         """
+
+    def attends_both_ways(self, prompt_ids: Tensor) -> int:
+        """Up to which position of a prompt int64 [s] the words behind the picture attend to later ones, too; 0 where
+        they are causal. (What the visual tokens themselves attend to does not matter here.)
+        """
+        return 0
 
     @staticmethod
     def grid(start: int, h: int, w: int, row_length: int | None = None) -> Tensor:

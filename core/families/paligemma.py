@@ -20,7 +20,10 @@ class PaliGemma(Family):
 
     template: ClassVar[str] = "{image}{prompt}"
     answer_fill: ClassVar[dict[str, int]] = Family.answer_fill | {"token_type_ids": 1}
-    bidirectional_prompt: ClassVar[bool] = True
+
+    def attends_both_ways(self, prompt_ids: Tensor) -> int:
+        """All of it."""
+        return len(prompt_ids)
 
     def accepts_any_aspect(self, image: object) -> bool:
         """Everything becomes one square."""
