@@ -88,7 +88,9 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
     if len(begun) > 1:
         raise GroundingError(f"only some prompts begin with {tokenizer.bos_token!r}; write it into all or none")
     inputs = family.processor(
-        images=[[one.image] for one in prepared],  # one list per prompt: some processors take a flat one for one prompt's
+        images=[
+            [one.image] for one in prepared
+        ],  # one list per prompt: some processors take a flat one for one prompt's
         text=[space_images(text, tokenizer, family.placeholder, gap=gap) for text in texts],
         add_special_tokens=begun == {False},
         padding=len(texts) > 1,

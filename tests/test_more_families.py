@@ -12,6 +12,8 @@ from PIL import Image
 from tiny_families import BUILDERS
 
 from core.batch import encode
+from core.errors import GroundingError
+from core.families import FAMILIES, family_class
 from core.lmm import LMM, load_lmm
 
 QUESTION = "Is there a red umbrella next to the cup?"
@@ -97,7 +99,9 @@ def transparent(lmm: LMM) -> LMM:
     the same position, a patch is the mean of its pixels, and merged patches are the mean of the patches.
     """
     model = deepcopy(lmm.model)
-    tower = getattr(model.model, "vision_tower", None) or getattr(model.model, "visual", None) or model.model.vision_model
+    tower = (
+        getattr(model.model, "vision_tower", None) or getattr(model.model, "visual", None) or model.model.vision_model
+    )
     for name, weight in tower.named_parameters():
         if any(part.isdigit() for part in name.split(".")) and ".merger" not in f".{name}":
             weight.data.zero_()
@@ -194,3 +198,36 @@ def test_every_cell_sees_its_pixels(lmm, size):
             assert abs(float(x[place]) - (x0 + x1) / 2) < 0.6 + (x1 - x0) * 0.15
             assert abs(float(y[place]) - (y0 + y1) / 2) < 0.6 + (y1 - y0) * 0.15
     assert compared >= 3
+
+
+# What does not fit is refused.
+
+
+def test_tokens_that_do_not_add_up_are_refused(lmm, pictures):
+    batch = encode(lmm.family, [pictures["landscape"]], [asked(lmm)], many=False)
+    prepared = lmm.family.prepare(pictures["landscape"])
+    with pytest.raises(GroundingError, match=r"would be \d+ visual tokens, but the prompt holds"):
+        lmm.family.views(batch.inputs, 0, len(batch.columns[0]) + 3, prepared)
+
+
+def test_every_family_of_the_registry_is_tested():
+    variants = {"paligemma2", "gemma3_pan_and_scan"}
+    elsewhere = {"llava", "llava_next", "qwen2_5_vl"}
+    assert {name.rsplit("/")[-1] for name in FAMILIES} == BUILDERS.keys() - variants | elsewhere
+
+
+def test_paligemma_is_asked_without_a_chat_template(tmp_path, pictures):
+    lmm = load_lmm(BUILDERS["paligemma"](tmp_path), device="cpu")
+    found = lmm.generate(pictures["square"], "caption en", max_new_tokens=2)
+    text = lmm.processor.tokenizer.decode(found.prompt_ids)
+    assert text.replace(lmm.family.placeholder, "").strip(" ") == "<s>caption en\n"
+    assert lmm.generate(pictures["square"], "<image>caption en", max_new_tokens=2).prompt_ids.equal(found.prompt_ids)
+    with pytest.raises(GroundingError, match="do not go together"):
+        lmm.generate(pictures["square"], "caption en", system="Be brief.")
+
+
+def test_layers_that_share_keys_are_refused(lmms):
+    model = deepcopy(lmms["llava"].model)
+    model.config.text_config.num_kv_shared_layers = 1
+    with pytest.raises(GroundingError, match="the last 1 layers of this Gemma 4 share keys"):
+        family_class("gemma4")(model, lmms["llava"].processor)

@@ -170,9 +170,7 @@ def mistral3(directory: Path) -> Path:
         spatial_merge_size=2,
     )
     images = hf.PixtralImageProcessor(size={"longest_edge": 140}, patch_size={"height": 14, "width": 14})
-    processor = hf.PixtralProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=14, spatial_merge_size=2
-    )
+    processor = hf.PixtralProcessor(image_processor=images, tokenizer=tokenizer, patch_size=14, spatial_merge_size=2)
     return _save(hf.Mistral3ForConditionalGeneration, config, processor, directory, 0)
 
 
@@ -252,6 +250,7 @@ def _idefics(kind: str) -> tuple[Any, dict[str, Any]]:
 
 def paligemma(directory: Path, **text: Any) -> Path:
     tokenizer = llama_tokenizer()
+    tokenizer.chat_template = None
     images = hf.SiglipImageProcessor(size=SQUARE)
     images.image_seq_length = 16
     processor = hf.PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
@@ -298,7 +297,11 @@ def gemma3_pan_and_scan(directory: Path) -> Path:
     )
 
 
-def glm4v(directory: Path) -> Path:
+def glm46v(directory: Path) -> Path:
+    return glm4v(directory, "Glm46V")
+
+
+def glm4v(directory: Path, kind: str = "Glm4v") -> Path:
     other = hf.AutoConfig.from_pretrained(tiny_qwen2_5_vl(directory / "other")).to_dict()["text_config"]
     tokenizer = qwen_tokenizer()
     names = {
@@ -311,19 +314,24 @@ def glm4v(directory: Path) -> Path:
     }
     tokenizer.add_special_tokens({"additional_special_tokens": list(names.values())})
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    config = hf.Glm4vConfig(
-        vision_config=VISION | {"image_size": 56, "spatial_merge_size": 2, "patch_size": 14},
-        text_config={k: v for k, v in other.items() if k != "model_type"}
-        | {"vocab_size": len(tokenizer), "rope_parameters": rope | {"partial_rotary_factor": 1.0}},
+    config = getattr(hf, f"{kind}Config")(
+        vision_config=VISION
+        | {"model_type": "glm4v_vision", "image_size": 56, "spatial_merge_size": 2, "patch_size": 14},
+        text_config=other
+        | {
+            "model_type": "glm4v_text",
+            "vocab_size": len(tokenizer),
+            "rope_parameters": rope | {"partial_rotary_factor": 1.0},
+        },
         **{f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()},
     )
     size = {"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 168 * 168}
-    processor = hf.Glm4vProcessor(
-        image_processor=hf.Glm4vImageProcessor(size=size),
-        video_processor=hf.Glm4vVideoProcessor(size=size),
+    processor = getattr(hf, f"{kind}Processor")(
+        image_processor=getattr(hf, f"{kind}ImageProcessor")(size=size),
+        video_processor=getattr(hf, f"{kind}VideoProcessor")(size=size),
         tokenizer=tokenizer,
     )
-    return _save(hf.Glm4vForConditionalGeneration, config, processor, directory, 0)
+    return _save(getattr(hf, f"{kind}ForConditionalGeneration"), config, processor, directory, 0)
 
 
 VISION = {"depth": 2, "num_heads": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32}
@@ -385,8 +393,11 @@ def gemma4(directory: Path) -> Path:
     windows = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
     small = {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0}
     config = hf.Gemma4Config(
-        vision_config=TOWER | {"patch_size": 6, "head_dim": 16, "num_key_value_heads": 2, "position_embedding_size": 64},
-        text_config=decoder(tokenizer, model_type="gemma4_text", use_bidirectional_attention="vision", **small, **windows),
+        vision_config=TOWER
+        | {"patch_size": 6, "head_dim": 16, "num_key_value_heads": 2, "position_embedding_size": 64},
+        text_config=decoder(
+            tokenizer, model_type="gemma4_text", use_bidirectional_attention="vision", **small, **windows
+        ),
         audio_config=None,
         **{f"{n}_id": tokenizer.convert_tokens_to_ids(token) for n, token in names.items()},
         video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
@@ -445,6 +456,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
         aya_vision,
         fast_vlm,
         glm4v,
+        glm46v,
         cohere2_vision,
         ovis2,
         gemma4,

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
+from torch import Tensor, nn
+
+from core.errors import GroundingError
 from core.families.base import Family, Prepared
 from core.geometry import View
 
 
 class Gemma4(Family):
-    """One view, "image", over the whole picture; both sides are rounded down to whole cells separately."""
+    """One view, "image", over the whole picture; both sides are rounded down to whole cells separately.
+
+    Raises:
+        GroundingError: the model's last layers share the keys of earlier ones (E2B, E4B). Of a prompt they compute the
+            last position only, so that there are no rows to read.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, *, geometry: str = "processor"):
+        super().__init__(model, processor, geometry=geometry)
+        if shared := model.config.get_text_config().num_kv_shared_layers:
+            raise GroundingError(
+                f"the last {shared} layers of this Gemma 4 share keys with earlier layers and skip the prompt, so that "
+                "their attention to the image is not computed; use a Gemma 4 without shared layers (26B-A4B, 31B)"
+            )
 
     def views(self, inputs: dict[str, Tensor], sample: int, count: int, prepared: Prepared) -> tuple[View, ...]:
         """The processor says the place (x, y) of each patch, and (-1, -1) for none."""

@@ -1,4 +1,4 @@
-"""InternVL, Aya Vision, Command A Vision: square tiles of the squashed image, row by row, and behind them a thumbnail of the whole."""
+"""InternVL, Aya Vision, Command A Vision: square tiles of the squashed image, row by row, and a thumbnail last."""
 
 from __future__ import annotations
 

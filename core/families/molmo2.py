@@ -38,14 +38,15 @@ class Molmo2(Family):
         base = View("base", self.grid(0, h, w), self._box(prepared, h, w, side, side))
         return base, View("grid", self.grid(h * w, rows, columns), self._box(prepared, rows, columns, height, width))
 
-    def _box(
-        self, prepared: Prepared, h: int, w: int, height: int, width: int
-    ) -> tuple[float, float, float, float]:
+    def _box(self, prepared: Prepared, h: int, w: int, height: int, width: int) -> tuple[float, float, float, float]:
         """What h x w cells cover, of an image resized to (height, width)."""
-        processor, edges = self.processor.image_processor, []
-        for cells, length, pool, size in zip((w, h), (width, height), processor.pooling_size[::-1], prepared.size[::-1]):
-            patches = length // processor.patch_size
-            first = -((cells * pool - patches) // 2)
-            edges.append((first * size / patches, (first + cells * pool) * size / patches))
-        (x0, x1), (y0, y1) = edges
+        pool_h, pool_w = self.processor.image_processor.pooling_size
+        y0, y1 = self._edges(h * pool_h, height, prepared.size[0])
+        x0, x1 = self._edges(w * pool_w, width, prepared.size[1])
         return x0, y0, x1, y1
+
+    def _edges(self, pooled: int, length: int, original: int) -> tuple[float, float]:
+        """Where `pooled` patches begin and end; those that the resized `length` does not have lie outside it."""
+        patches = length // int(self.processor.image_processor.patch_size)
+        first = -((pooled - patches) // 2)
+        return first * original / patches, (first + pooled) * original / patches

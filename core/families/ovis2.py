@@ -22,7 +22,11 @@ class Ovis2(Family):
 
     def views(self, inputs: dict[str, Tensor], sample: int, count: int, prepared: Prepared) -> tuple[View, ...]:
         """The prompt itself says how the tiles lie: tokens of their own part columns and rows."""
-        side, box, tokenizer = isqrt(int(self.processor.image_seq_length)), self.whole(prepared), self.processor.tokenizer
+        side, box, tokenizer = (
+            isqrt(int(self.processor.image_seq_length)),
+            self.whole(prepared),
+            self.processor.tokenizer,
+        )
         ids = inputs["input_ids"][sample]
         rows = 1 + int((ids == tokenizer.convert_tokens_to_ids("<IMG_ROW>")).sum())
         columns = 1 + int((ids == tokenizer.convert_tokens_to_ids("<IMG_COL>")).sum()) // rows

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4.1V and 4.6V: dynamic resolution, 2 x 2 merged patches, positions in three axes."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4.1V, GLM-4.6V: dynamic resolution, merged patches, positions in three axes."""
 
 from __future__ import annotations
 
