@@ -93,6 +93,7 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
         ],  # one list per prompt: some processors take a flat one for one prompt's
         text=[space_images(text, tokenizer, family.placeholder, gap=gap) for text in texts],
         add_special_tokens=begun == {False},
+        **family.processor_options,
         padding=len(texts) > 1,
         padding_side="left",
         return_tensors="pt",

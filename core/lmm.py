@@ -34,7 +34,8 @@ class LMM:
     Args:
         model: a transformers image-text-to-text model.
         processor: its processor.
-        geometry: "processor", or "pad" to lose nothing of an image that the processor would crop.
+        geometry: "processor", or "pad" to lose nothing of an image that the processor would crop; "pan-and-scan" for
+            Gemma 3, which then sees the strips of long images, too.
         template: prompt template for all calls, see `core.prompts.render_prompt`; None for the chat template.
         name: what to write into the provenance; by default the path or hub id that the model came from.
 

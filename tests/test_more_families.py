@@ -14,6 +14,7 @@ from tiny_families import BUILDERS
 from core.batch import encode
 from core.errors import GroundingError
 from core.families import FAMILIES, family_class
+from core.families.llava_next import _edges
 from core.lmm import LMM, load_lmm
 
 QUESTION = "Is there a red umbrella next to the cup?"
@@ -29,7 +30,8 @@ def lmm(request, tmp_path_factory) -> LMM:
     if package and importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
     path = BUILDERS[request.param](tmp_path_factory.mktemp(request.param))
-    lmm = load_lmm(path, device="cpu", dtype=torch.float64)
+    geometry = "pan-and-scan" if request.param.endswith("pan_and_scan") else "processor"
+    lmm = load_lmm(path, device="cpu", dtype=torch.float64, geometry=geometry)
     lmm.model.set_experts_implementation("eager")  # the fast ones know no float64
     return lmm
 
@@ -51,7 +53,7 @@ def eager_rows(lmm: LMM, image: Image.Image, text: str) -> tuple[torch.Tensor, t
     """
     model = deepcopy(lmm.model)
     model.set_attn_implementation("eager")
-    inputs = lmm.processor(images=[image], text=[text], return_tensors="pt")
+    inputs = lmm.processor(images=[image], text=[text], return_tensors="pt", **lmm.family.processor_options)
     inputs.pop("labels", None)
     inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
     found = model.generate(**inputs, **options(lmm), output_attentions=True, return_dict_in_generate=True)
@@ -119,7 +121,7 @@ def transparent(lmm: LMM) -> LMM:
             patches = rearrange(weight.data, order, d=width)
             patches[:] = patches.mean(-1, keepdim=True)
             weight.data.mul_("q_proj" not in name)  # pooling by attention becomes the mean
-    return LMM(model, lmm.processor)
+    return LMM(model, lmm.processor, geometry=lmm.family.geometry)
 
 
 def features(lmm: LMM, images: list[np.ndarray]) -> torch.Tensor:
@@ -224,6 +226,29 @@ def test_paligemma_is_asked_without_a_chat_template(tmp_path, pictures):
     assert lmm.generate(pictures["square"], "<image>caption en", max_new_tokens=2).prompt_ids.equal(found.prompt_ids)
     with pytest.raises(GroundingError, match="do not go together"):
         lmm.generate(pictures["square"], "caption en", system="Be brief.")
+
+
+def test_pan_and_scan_sees_the_strips_of_long_images(tmp_path, pictures):
+    path = BUILDERS["gemma3_pan_and_scan"](tmp_path)
+    plain, scanning = (load_lmm(path, device="cpu", geometry=geometry) for geometry in ("pad", "pan-and-scan"))
+    shapes = {"landscape": (4, 8), "portrait": (8, 4), "square": None}
+    for shape, strips in shapes.items():
+        (base,) = plain.replay(pictures[shape], asked(plain), "").views
+        views = scanning.replay(pictures[shape], asked(plain), "").views
+        assert [view.shape for view in views] == [(4, 4)] + ([strips] if strips else [])
+        assert base.box == views[-1].box == (0.0, 0.0, *pictures[shape].size)
+    with pytest.raises(GroundingError, match=r"unknown geometry 'pan-and-scan'; use one of processor, pad$"):
+        family_class("paligemma")(plain.model, plain.processor, geometry="pan-and-scan")
+
+
+def test_tiles_that_patches_do_not_fill():
+    """One tile is exact; in a row of them no cell begins or ends further off than half of what the patches leave."""
+    assert _edges(0, 4, 1, 60, 4, 14) == (0.0, 56.0)
+    for tiles in (2, 3, 6):
+        for tile, cell in np.ndindex(tiles, 4):
+            found = _edges(4 * tile + cell, 4 * tile + cell + 1, tiles, 60, 4, 14)
+            true = (60 * tile + 14 * cell, 60 * tile + 14 * (cell + 1))
+            assert np.abs(np.subtract(found, true)).max() <= 2
 
 
 def test_layers_that_share_keys_are_refused(lmms):

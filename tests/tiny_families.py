@@ -290,7 +290,6 @@ def gemma3(directory: Path, **images: Any) -> Path:
 def gemma3_pan_and_scan(directory: Path) -> Path:
     return gemma3(
         directory,
-        do_pan_and_scan=True,
         pan_and_scan_min_crop_size=20,
         pan_and_scan_max_num_crops=4,
         pan_and_scan_min_ratio_to_activate=1.2,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.errors import GroundingError
 from core.geometry import View
 
-GEOMETRIES = ("processor", "pad")
+GEOMETRIES = ("processor", "pad", "pan-and-scan")  # of all families; each says which it knows
 MAX_ASPECT = 200  # beyond this, processors make images of gigabytes or refuse
 
 
@@ -34,9 +34,10 @@ class Family(ABC):
         model: the transformers model.
         processor: its processor.
         geometry: "processor" shows the model what its processor shows it; "pad" pads an image that the processor
-            would crop, so that nothing of it is lost.
+            would crop, so that nothing of it is lost. A family may know more, see `geometries`.
     """
 
+    geometries: ClassVar[tuple[str, ...]] = ("processor", "pad")
     image_block: ClassVar[str] = "{placeholder}"  # what stands for the image in a prompt
     template: ClassVar[str | None] = None  # prompt template of checkpoints that come without a chat template
     answer_fill: ClassVar[dict[str, int]] = {  # per-token inputs and their value at answer tokens
@@ -47,8 +48,8 @@ class Family(ABC):
     needs_position_ids: ClassVar[bool] = True  # give a padded replay the positions that `generate` would
 
     def __init__(self, model: nn.Module, processor: Any, *, geometry: str = "processor"):
-        if geometry not in GEOMETRIES:
-            raise GroundingError(f"unknown geometry {geometry!r}; use one of {', '.join(GEOMETRIES)}")
+        if geometry not in self.geometries:
+            raise GroundingError(f"unknown geometry {geometry!r}; use one of {', '.join(self.geometries)}")
         self.model, self.processor, self.geometry = model, processor, geometry
 
     @property
@@ -60,6 +61,11 @@ class Family(ABC):
     def placeholder(self) -> str:
         """The text of the image token, once per image in a prompt; the processor expands it."""
         return self.processor.image_token
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """Keyword arguments for each call of the processor."""
+        return {}
 
     @property
     def text_model(self) -> nn.Module:

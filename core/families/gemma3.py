@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -11,7 +12,20 @@ from core.geometry import View
 
 
 class Gemma3(Family):
-    """Views "base" (the whole image squashed to a square) and, with pan-and-scan, "grid" (the strips; the default)."""
+    """Views "base" (the whole image squashed to a square) and, with the geometry "pan-and-scan", "grid" (the strips of
+    an image that is long enough; the default).
+    """
+
+    geometries: ClassVar[tuple[str, ...]] = (*Family.geometries, "pan-and-scan")
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """Pan-and-scan where asked for, as the checkpoint's image processor sets it; transformers ignores it there."""
+        if self.geometry != "pan-and-scan":
+            return {}
+        names = ("pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops", "pan_and_scan_min_ratio_to_activate")
+        settings = {name: getattr(self.processor.image_processor, name) for name in names}
+        return {"do_pan_and_scan": True} | {name: value for name, value in settings.items() if value is not None}
 
     def accepts_any_aspect(self, image: object) -> bool:
         """Everything becomes a few squares."""

@@ -30,7 +30,8 @@ class LlavaNext(Family):
         side = tile // patch
         height, width = prepared.size
         best = select_best_resolution([height, width], self.processor.image_processor.image_grid_pinpoints)
-        rows, columns = best[0] // tile * side, best[1] // tile * side
+        tiles_y, tiles_x = (max(length // tile, 1) for length in best)
+        rows, columns = tiles_y * side, tiles_x * side
         h, cut_y = _unpadded(rows, columns, height, width)
         w, cut_x = _unpadded(columns, rows, width, height)
         grid_h, grid_w = self.resampled(h, w, side)
@@ -44,8 +45,8 @@ class LlavaNext(Family):
         if grid_h == 0 or grid_w == 0:
             return (base,)
         new_h, new_w = _fitted(height, width, best)
-        y0, y1 = _edges(cut_y, cut_y + h, best[0] // tile, tile, side, patch)  # in pixels of the padded image
-        x0, x1 = _edges(cut_x, cut_x + w, best[1] // tile, tile, side, patch)
+        y0, y1 = _edges(cut_y, cut_y + h, tiles_y, tile, side, patch)  # in pixels of the padded image
+        x0, x1 = _edges(cut_x, cut_x + w, tiles_x, tile, side, patch)
         pad_y, pad_x = (best[0] - new_h) // 2, (best[1] - new_w) // 2
         box = ((x0 - pad_x) * width / new_w, (y0 - pad_y) * height / new_h)
         box += ((x1 - pad_x) * width / new_w, (y1 - pad_y) * height / new_h)
@@ -57,14 +58,12 @@ class LlavaNext(Family):
 
 
 def _edges(first: int, last: int, tiles: int, tile: int, side: int, patch: int) -> tuple[float, float]:
-    """Pixels where cell `first` begins and cell `last` ends, of `tiles` in a row of `side` cells each.
+    """Pixels where cell `first` begins and the one before `last` ends, of `tiles` in a row of `side` cells each.
 
     Where patches leave a rest of each tile uncovered, cells of one tile lie closer than tiles do; equal cells are
     then wrong by at most half the rest.
     """
-    rest = tile - side * patch
-    start = -rest / 2 * (1 - 1 / tiles)
-    step = (tiles * tile - rest - 2 * start) / (tiles * side)
+    start, step = (0.0, float(patch)) if tiles == 1 else ((side * patch - tile) / 2, tile / side)
     return start + first * step, start + last * step
 
 
