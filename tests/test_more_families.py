@@ -140,7 +140,7 @@ def features(lmm: LMM, images: list[np.ndarray]) -> torch.Tensor:
 def decoded(lmm: LMM, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """[k] each: mean x and y, in pixels, of what every token sees, read from two ramps and from plain pictures."""
     height, width = size
-    levels = np.linspace(0, 255, 18).round()
+    levels = np.linspace(0, 255, 12).round()
     picture = np.zeros((height, width, 3), np.uint8)
     picture[..., 1:] = (90, 160)
 
