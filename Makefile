@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 # pip is the last thing that creating an environment makes
 PIP := $(VENV)/bin/pip
 STAMP := $(VENV)/.installed
-EXTRAS := evaluation,training,vqa,development
+EXTRAS := evaluation,training,families,vqa,development
 
 .DEFAULT_GOAL := help
 .PHONY: help install report figures test bench embedded lint

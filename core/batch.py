@@ -88,14 +88,17 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
     if len(begun) > 1:
         raise GroundingError(f"only some prompts begin with {tokenizer.bos_token!r}; write it into all or none")
     inputs = family.processor(
-        images=[one.image for one in prepared],
+        images=[
+            [one.image] for one in prepared
+        ],  # one list per prompt: some processors take a flat one for one prompt's
         text=[space_images(text, tokenizer, family.placeholder, gap=gap) for text in texts],
         add_special_tokens=begun == {False},
+        **family.processor_options,
         padding=len(texts) > 1,
         padding_side="left",
         return_tensors="pt",
     )
-    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and name != "labels"}
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     columns = [((row == family.image_token_id) & real).nonzero()[:, 0] for row, real in zip(ids, mask, strict=True)]

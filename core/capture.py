@@ -56,6 +56,7 @@ class RowRecorder:
         first: absolute position of the first wanted row.
         last: absolute position of the last wanted row; None for every row from the first on.
         layers: number of decoder layers l.
+        prefix: int64 [b], the position up to which all positions attend to each other; None where rows are causal.
         per_head: keep each layer and head instead of their mean.
     """
 
@@ -67,11 +68,12 @@ class RowRecorder:
         first: int,
         layers: int,
         last: int | None = None,
+        prefix: Tensor | None = None,
         per_head: bool = False,
     ):
         self._columns, self._mask = columns, mask
         self._padded = not bool(mask.all())
-        self._first, self._last = first, last
+        self._first, self._last, self._prefix = first, last, prefix
         self._layers = [_Layer() for _ in range(layers)]
         self._per_head = per_head
         self._heads = 0
@@ -160,6 +162,9 @@ class RowRecorder:
         if state.window is not None:
             allowed = allowed & (column > own - state.window)
         allowed = allowed[None]
+        if self._prefix is not None:  # a window does not hold inside a prefix
+            ends = self._prefix.to(device)[:, None, None]
+            allowed = allowed | ((own < ends) & (column < ends))
         if self._padded:
             mask = self._mask.to(device)
             real = torch.ones(mask.shape[0], max(state.end, mask.shape[1]), dtype=torch.bool, device=device)

@@ -34,7 +34,8 @@ class LMM:
     Args:
         model: a transformers image-text-to-text model.
         processor: its processor.
-        geometry: "processor", or "pad" to lose nothing of an image that the processor would crop.
+        geometry: "processor", or "pad" to lose nothing of an image that the processor would crop; "pan-and-scan" for
+            Gemma 3, which then sees the strips of long images, too.
         template: prompt template for all calls, see `core.prompts.render_prompt`; None for the chat template.
         name: what to write into the provenance; by default the path or hub id that the model came from.
 
@@ -59,7 +60,8 @@ class LMM:
         template: str | None = None,
         name: str | None = None,
     ):
-        family = family_class(model.config.model_type)
+        vision = getattr(model.config, "vision_config", None)
+        family = family_class(model.config.model_type, getattr(vision, "model_type", None))
         if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
             raise GroundingError(
                 f"{type(processor).__name__} is not a multimodal processor; give one with a tokenizer and an image "
@@ -168,7 +170,8 @@ class LMM:
     ) -> list[Generation]:
         behind = _behind_image(batch.columns)
         first = min(batch.length - 1, *behind)
-        recorder = self._recorder(batch.columns, batch.mask, first=first, per_head=per_head)
+        ends = [batch.length] * len(behind)
+        recorder = self._recorder(batch, batch.columns, batch.mask, ends=ends, first=first, per_head=per_head)
         with recording(self.model, self.family.text_model, recorder):
             sequences = self.model.generate(**batch.inputs, **options)
         answers = cut_answers(sequences[:, batch.length :], self.model, options)
@@ -239,9 +242,15 @@ class LMM:
         texts = [render_prompt(text, self.family, template=template, system=system) for text in prompts]
         return encode(self.family, images, texts, many=many)
 
-    def _recorder(self, columns: tuple[Tensor, ...], mask: Tensor, **options: Any) -> RowRecorder:
+    def _recorder(
+        self, batch: Batch, columns: tuple[Tensor, ...], mask: Tensor, *, ends: list[int], **options: Any
+    ) -> RowRecorder:
+        """`ends`: position behind each prompt."""
         layers = self.model.config.get_text_config().num_hidden_layers
-        return RowRecorder(columns=columns, mask=mask, layers=layers, **options)
+        both_ways = [self.family.attends_both_ways(ids) for ids in batch.prompt_ids]
+        pairs = zip(ends, batch.prompt_ids, both_ways, strict=True)
+        prefix = torch.tensor([end - len(ids) + length for end, ids, length in pairs]) if any(both_ways) else None
+        return RowRecorder(columns=columns, mask=mask, layers=layers, prefix=prefix, **options)
 
     def _replay(
         self, batch: Batch, answers: list[Tensor], *, per_head: bool, row: str, provenance: dict[str, Any]
@@ -255,7 +264,8 @@ class LMM:
         total = inputs["input_ids"].shape[1]
         first = min(total - longest - predicting, *behind)
         mask = inputs["attention_mask"].bool()
-        recorder = self._recorder(columns, mask, first=first, last=total - 1 - predicting, per_head=per_head)
+        ends, last = [total - len(ids) for ids in answers], total - 1 - predicting
+        recorder = self._recorder(batch, columns, mask, ends=ends, first=first, last=last, per_head=per_head)
         with recording(self.model, self.family.text_model, recorder):
             self.model(**inputs, use_cache=False, logits_to_keep=1)
         rows = []

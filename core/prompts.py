@@ -151,6 +151,8 @@ def render_prompt(prompt: str, family: Family, *, template: str | None = None, s
         return _fill(template, prompt, family, system)
     if template is not None:
         template = TEMPLATES[template].replace(IMAGE, _block(family))
+    elif family.template is not None and not _chat_template(family.processor):
+        return _fill(family.template, prompt, family, system)
     return _chat(prompt, family, template, system)
 
 
@@ -189,7 +191,7 @@ def _fill(template: str, prompt: str, family: Family, system: str | None) -> str
 
 def _chat(prompt: str, family: Family, template: str | None, system: str | None) -> str:
     processor = family.processor
-    template = template or processor.chat_template or processor.tokenizer.chat_template
+    template = template or _chat_template(processor)
     if not template:
         raise GroundingError(
             f"this model has no chat template; pass template= (one of {', '.join(TEMPLATES)}, or a text with {{image}} "
@@ -209,11 +211,15 @@ def _chat(prompt: str, family: Family, template: str | None, system: str | None)
     return text
 
 
+def _chat_template(processor: Any) -> str | None:
+    return processor.chat_template or processor.tokenizer.chat_template
+
+
 def text_after_answer(family: Family) -> str:
     """What the processor's chat template writes behind an answer; "" without a template, or where it refuses."""
     answer, processor = "[answer]", family.processor
     turns = [{"role": role, "content": [{"type": "text", "text": answer}]} for role in ("user", "assistant")]
-    template = processor.chat_template or processor.tokenizer.chat_template
+    template = _chat_template(processor)
     try:
         return conversation_text(processor, turns, template).rpartition(answer)[2] if template else ""
     except GroundingError:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
 from core.errors import GroundingError
 from core.geometry import View
 
-GEOMETRIES = ("processor", "pad")
+GEOMETRIES = ("processor", "pad", "pan-and-scan")  # of all families; each says which it knows
 MAX_ASPECT = 200  # beyond this, processors make images of gigabytes or refuse
 
 
@@ -33,16 +34,22 @@ class Family(ABC):
         model: the transformers model.
         processor: its processor.
         geometry: "processor" shows the model what its processor shows it; "pad" pads an image that the processor
-            would crop, so that nothing of it is lost.
+            would crop, so that nothing of it is lost. A family may know more, see `geometries`.
     """
 
+    geometries: ClassVar[tuple[str, ...]] = ("processor", "pad")
     image_block: ClassVar[str] = "{placeholder}"  # what stands for the image in a prompt
-    answer_fill: ClassVar[dict[str, int]] = {"attention_mask": 1}  # per-token inputs and their value at answer tokens
+    template: ClassVar[str | None] = None  # prompt template of checkpoints that come without a chat template
+    answer_fill: ClassVar[dict[str, int]] = {  # per-token inputs and their value at answer tokens
+        "attention_mask": 1,
+        "token_type_ids": 0,
+        "mm_token_type_ids": 0,
+    }
     needs_position_ids: ClassVar[bool] = True  # give a padded replay the positions that `generate` would
 
     def __init__(self, model: nn.Module, processor: Any, *, geometry: str = "processor"):
-        if geometry not in GEOMETRIES:
-            raise GroundingError(f"unknown geometry {geometry!r}; use one of {', '.join(GEOMETRIES)}")
+        if geometry not in self.geometries:
+            raise GroundingError(f"unknown geometry {geometry!r}; use one of {', '.join(self.geometries)}")
         self.model, self.processor, self.geometry = model, processor, geometry
 
     @property
@@ -54,6 +61,11 @@ class Family(ABC):
     def placeholder(self) -> str:
         """The text of the image token, once per image in a prompt; the processor expands it."""
         return self.processor.image_token
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """Keyword arguments for each call of the processor."""
+        return {}
 
     @property
     def text_model(self) -> nn.Module:
@@ -92,11 +104,29 @@ class Family(ABC):
             GroundingError: the grids do not add up to k tokens.
         """
 
+    def attends_both_ways(self, prompt_ids: Tensor) -> int:
+        """Up to which position of a prompt int64 [s] the words behind the picture attend to later ones, too; 0 where
+        they are causal. (What the visual tokens themselves attend to does not matter here.)
+        """
+        return 0
+
     @staticmethod
     def grid(start: int, h: int, w: int, row_length: int | None = None) -> Tensor:
         """int64 [h, w]: positions of a row-major grid whose rows lie `row_length` (default w) positions apart."""
         row_length = w if row_length is None else row_length
         return start + torch.arange(h)[:, None] * row_length + torch.arange(w)[None, :]
+
+    @staticmethod
+    def tiles(start: int, rows: int, columns: int, side: int) -> Tensor:
+        """int64 [rows * side, columns * side]: positions of square tiles that lie one after the other, stitched."""
+        index = start + torch.arange(rows * columns * side * side)
+        return rearrange(index, "(r c h w) -> (r h) (c w)", r=rows, c=columns, h=side, w=side)
+
+    @staticmethod
+    def whole(prepared: Prepared) -> tuple[float, float, float, float]:
+        """The box of the whole original image."""
+        height, width = prepared.size
+        return 0.0, 0.0, float(width), float(height)
 
     def mismatch(self, expected: int, count: int, what: str) -> GroundingError:
         """The error for a number of visual tokens that the geometry does not explain."""

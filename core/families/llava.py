@@ -1,4 +1,4 @@
-"""LLaVA 1.5: one square grid; the processor crops the centre of the image, or pads it to a square."""
+"""LLaVA 1.5 and VipLLaVA: one square grid; the processor crops the centre of the image, or pads it to a square."""
 
 from __future__ import annotations
 
@@ -20,15 +20,11 @@ class Llava(Family):
     def __init__(self, model: nn.Module, processor: Any, *, geometry: str = "processor"):
         super().__init__(model, processor, geometry=geometry)
         vision = model.config.vision_config
-        if vision.model_type == "pixtral":
-            raise GroundingError(
-                "LLaVA with a Pixtral tower keeps the aspect ratio and separates rows by other tokens; it needs an "
-                "adapter of its own in core/families"
-            )
-        self.patch = int(vision.patch_size)
+        self.patch = int(getattr(vision, "patch_size", None) or processor.patch_size)
         if processor.patch_size is None:  # checkpoints from before the processor expanded the placeholder
             processor.patch_size = self.patch
-            processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+            strategy = getattr(model.config, "vision_feature_select_strategy", "default")  # VipLLaVA knows no other
+            processor.vision_feature_select_strategy = strategy
             processor.num_additional_image_tokens = int(vision.model_type == "clip_vision_model")
 
     def prepare(self, image: Image.Image) -> Prepared:

@@ -26,24 +26,45 @@ class LlavaNext(Family):
         from transformers.image_processing_utils import select_best_resolution
 
         vision = self.model.config.vision_config
-        patch, side = int(vision.patch_size), int(vision.image_size) // int(vision.patch_size)
+        patch, tile = int(vision.patch_size), int(vision.image_size)
+        side = tile // patch
         height, width = prepared.size
-        whole = (0.0, 0.0, float(width), float(height))
         best = select_best_resolution([height, width], self.processor.image_processor.image_grid_pinpoints)
-        h, cut_y = _unpadded(best[0] // patch, best[1] // patch, height, width)
-        w, cut_x = _unpadded(best[1] // patch, best[0] // patch, width, height)
-        expected = side * side + h * (w + 1)
+        tiles_y, tiles_x = (max(length // tile, 1) for length in best)
+        rows, columns = tiles_y * side, tiles_x * side
+        h, cut_y = _unpadded(rows, columns, height, width)
+        w, cut_x = _unpadded(columns, rows, width, height)
+        grid_h, grid_w = self.resampled(h, w, side)
+        expected = side * side + grid_h * (grid_w + 1)
         if count != expected:
-            raise self.mismatch(expected, count, f"a base of {side} x {side} and {h} rows of {w} and a newline")
-        base = View("base", self.grid(0, side, side), whole)
-        if h == 0 or w == 0:
+            raise self.mismatch(
+                expected, count, f"a base of {side} x {side} and {grid_h} rows of {grid_w} and a newline"
+            )
+        covered = side * patch / tile  # less than 1 where the patches leave a rest of the tile
+        base = View("base", self.grid(0, side, side), (0.0, 0.0, width * covered, height * covered))
+        if grid_h == 0 or grid_w == 0:
             return (base,)
         new_h, new_w = _fitted(height, width, best)
-        y0 = cut_y * patch - (best[0] - new_h) // 2  # in pixels of the fitted image
-        x0 = cut_x * patch - (best[1] - new_w) // 2
-        x1, y1 = x0 + w * patch, y0 + h * patch
-        box = (x0 * width / new_w, y0 * height / new_h, x1 * width / new_w, y1 * height / new_h)
-        return base, View("grid", self.grid(side * side, h, w, row_length=w + 1), box)
+        y0, y1 = _edges(cut_y, cut_y + h, tiles_y, tile, side, patch)  # in pixels of the padded image
+        x0, x1 = _edges(cut_x, cut_x + w, tiles_x, tile, side, patch)
+        pad_y, pad_x = (best[0] - new_h) // 2, (best[1] - new_w) // 2
+        box = ((x0 - pad_x) * width / new_w, (y0 - pad_y) * height / new_h)
+        box += ((x1 - pad_x) * width / new_w, (y1 - pad_y) * height / new_h)
+        return base, View("grid", self.grid(side * side, grid_h, grid_w, row_length=grid_w + 1), box)
+
+    def resampled(self, h: int, w: int, side: int) -> tuple[int, int]:
+        """Cells of the un-padded grid of h x w cells after the model has resampled it; `side` is a tile's."""
+        return h, w
+
+
+def _edges(first: int, last: int, tiles: int, tile: int, side: int, patch: int) -> tuple[float, float]:
+    """Pixels where cell `first` begins and the one before `last` ends, of `tiles` in a row of `side` cells each.
+
+    Where patches leave a rest of each tile uncovered, cells of one tile lie closer than tiles do; equal cells are
+    then wrong by at most half the rest.
+    """
+    start, step = (0.0, float(patch)) if tiles == 1 else ((side * patch - tile) / 2, tile / side)
+    return start + first * step, start + last * step
 
 
 def _fitted(height: int, width: int, best: tuple[int, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: dynamic resolution, 2 x 2 merged patches, positions in three axes."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4.1V, GLM-4.6V: dynamic resolution, merged patches, positions in three axes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ class Qwen2_5_VL(Family):
     """One view, "image", over the whole picture; both sides are rounded to whole cells separately."""
 
     image_block: ClassVar[str] = "<|vision_start|>{placeholder}<|vision_end|>"
-    answer_fill: ClassVar[dict[str, int]] = {"attention_mask": 1, "mm_token_type_ids": 0}
     needs_position_ids: ClassVar[bool] = False  # the model derives all three axes from mm_token_type_ids
 
     def views(self, inputs: dict[str, Tensor], sample: int, count: int, prepared: Prepared) -> tuple[View, ...]:
@@ -24,5 +23,10 @@ class Qwen2_5_VL(Family):
         h, w = rows // merge, columns // merge
         if count != h * w:
             raise self.mismatch(h * w, count, f"a grid of {h} x {w}")
-        height, width = prepared.size
-        return (View("image", self.grid(0, h, w), (0.0, 0.0, float(width), float(height))),)
+        return (View("image", self.grid(0, h, w), self.whole(prepared)),)
+
+
+class Glm4v(Qwen2_5_VL):
+    """The same layout between other tokens."""
+
+    image_block: ClassVar[str] = "<|begin_of_image|>{placeholder}<|end_of_image|>"
