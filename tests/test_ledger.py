@@ -15,6 +15,8 @@ from tiny_coco import MASKS, SIZES, grounding, matcher, rectangle
 
 from analysis.ledger.figures import plot_ledger
 from analysis.ledger.ledger import BINS, BOUNDS, keep_ledger, ledger_table, mentions, object_ends, reading, true_objects
+from analysis.ledger.mentions import mention_results, mention_table
+from analysis.ledger.mentions import reading as mentions_reading
 from analysis.ledger.oracle import inner_point, oracle_overlaps
 from analysis.ledger.results import ledger_differences, ledger_results
 from analysis.scoring.coco import load_instances
@@ -144,6 +146,18 @@ def test_differences_are_paired_and_nothing_differs_from_itself(dataset):
     other = ledger_differences({"a": empty, "b": whole}).set_index("object")
     assert other.loc["counted", "difference"] == pytest.approx(200 / 7)
     assert len(ledger_results(ledger_table({"a": whole}))) == len(BINS) + len(BOUNDS)
+
+
+def test_first_and_later_mentions_are_told_apart(dataset):
+    said = [("star", IN_STAR, [STAR]), ("star", NOWHERE, [STAR]), ("sun", NOWHERE, [STAR]), ("cat", IN_CAT, [CAT])]
+    other = grounding(SIZES[7], [("cat", (10.5, 10.5), [MASKS[4][3]])])
+    table = mention_table({"mine": [("3", grounding(SIZES[3], said)), ("7", other)]}, dataset, matcher())
+    rows = table.set_index("phrases")
+    assert rows["number"].to_dict() == {"first mention": 3, "later mentions": 2, "later minus first": 5}
+    assert rows["PAcc"].to_dict() == {"first mention": 100, "later mentions": 0, "later minus first": -100}
+    assert "mine: points of things that are named for the first time are right in 100.0" in mentions_reading(table)
+    results = mention_results(table, {"mine": "hub/model"})
+    assert [each.interval.value for each in results] == [100, 0] and results[0].model == "hub/model"
 
 
 def test_the_inner_point_lies_deepest():

@@ -57,7 +57,7 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
         "tables": ["table2_gcg", "gcg_protocols"],
         "records": [],
     },
-    "error_ledger": {"figures": ["error_ledger"], "tables": ["error_ledger"], "records": []},
+    "error_ledger": {"figures": ["error_ledger"], "tables": ["error_ledger", "mentions"], "records": []},
     "four_challenges": {
         "figures": ["four_challenges", "challenge_scores"],
         "tables": ["challenges_described", "challenges_asked", "challenges_shift"],

@@ -23,13 +23,16 @@ def ledger_differences(ledgers: Mapping[str, Ledger], *, seed: int = 0) -> pd.Da
     return pd.DataFrame(rows, columns=["method", "object", "difference", "low", "high"])
 
 
-def ledger_results(table: pd.DataFrame) -> list[Result]:
-    """The shares of `analysis.ledger.ledger.ledger_table`, a column for each bin and bound."""
+def ledger_results(table: pd.DataFrame, models: Mapping[str, str] | None = None) -> list[Result]:
+    """The shares of `analysis.ledger.ledger.ledger_table`, a column for each bin and bound; `models` are the systems'
+    by label.
+    """
     return [
         Result(
             item=BEYOND,
             quantity=f"{row['object']} (% of objects)",
-            method=f"error ledger, {row['method']}",
+            method=row["method"],
+            model=(models or {}).get(row["method"], ""),
             interval=Interval(row["share"], row["low"], row["high"]),
         )
         for row in table.to_dict("records")

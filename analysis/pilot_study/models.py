@@ -155,6 +155,15 @@ def mask_differences(
     return table.merge(first[["method", "metric", *names]].rename(columns=names), how="left", on=["method", "metric"])
 
 
+def with_mask_intervals(scores: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
+    """A table of `study_table` with the intervals of `mask_differences` beside its AP and AR, as `<name>_low` and
+    `_high`.
+    """
+    wide = masks.pivot(index="method", columns="metric", values=["low", "high"])
+    wide.columns = [f"{metric}_{end}" for end, metric in wide.columns]
+    return scores.merge(wide.reset_index(), how="left", on="method")
+
+
 def compare(differences: pd.DataFrame, first: str) -> str:
     """Which models point better or worse than the first by more than the images' chance allows."""
     lines = [

@@ -25,7 +25,6 @@ TITLES = {
     "Figure 5": "every layer and head",
     "Figure 6": "every token before and after equation 3",
     "Figure 7": "the best masks that do not overlap",
-    BEYOND: "questions that the paper does not ask",
 }
 
 
@@ -70,13 +69,13 @@ class Item:
 
 
 def summarise(jobs: Sequence[NotebookJob]) -> list[Item]:
-    """Every table and figure of the paper in its order, then what goes beyond it, from the jobs' results."""
+    """Every table and figure of the paper in its order, then what goes beyond it, job by job, from their results."""
     found: dict[str, list[tuple[str, pd.DataFrame]]] = {}
     for job in jobs:
         for name, rows in read_results(job.directory).groupby("item", sort=False):
             found.setdefault(name, []).append((job.name, rows))
     items = [_item(name, parts) for name in ITEMS for parts in (found.get(name) or [("", None)],)]
-    return items + ([_item(BEYOND, found[BEYOND])] if BEYOND in found else [])
+    return items + [_item(BEYOND, [part]) for part in found.get(BEYOND, ())]
 
 
 def in_papers_order(jobs: Sequence[NotebookJob]) -> list[NotebookJob]:
@@ -102,7 +101,7 @@ def _item(name: str, parts: Sequence[tuple[str, pd.DataFrame | None]]) -> Item:
     number = int(name.split()[1]) if name.startswith("Table") else 0
     return Item(
         name,
-        TITLES[name],
+        parts[0][0].replace("_", " ") if name == BEYOND else TITLES[name],
         job=parts[0][0],
         quantities=quantities,
         lines=tuple(lines),
