@@ -76,5 +76,7 @@ def paper_row(number: int, label: str) -> pd.Series | None:
     for ours, theirs in _BESIDE:
         if all(word in words for word in ours):
             found = rows[[all(word in method for word in theirs) for method in rows["method"]]]
+            if len(found) == 0 and len(ours) > 1:
+                continue  # a table without backbones
             return found.iloc[0] if theirs and len(found) else None
     return None

@@ -582,7 +582,12 @@ def test_the_summary_comes_first_and_names_what_is_missing(tmp_path):
     assert [job.name for job in in_papers_order(jobs)] == ["zeta", "alpha"]
     page = write_page(tmp_path / "out", jobs, profile="mine").read_text()
     summary = page[: page.index("What was run")]
-    assert "78.4 (75.0 to 81.0)" in summary and "34.01 LLaVA-1.5" in summary and "&lt;mine&gt;" in summary
+    assert (
+        "78.4 (75.0 to 81.0)" in summary
+        and ">34.01<" in summary
+        and ">LLaVA-1.5<" in summary
+        and "&lt;mine&gt;" in summary
+    )
     assert "Ours: COCO, n = 5. The paper's: COCO val2017" in summary and "Other points." in summary
     assert 'src="alpha/figures/heads.png"' in summary
     assert len(re.findall("not in this run", summary)) == len(ITEMS) - 2

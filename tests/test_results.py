@@ -49,6 +49,7 @@ def test_an_item_that_the_paper_lacks_is_refused():
         (1, "DiffLMM, SD + CLIP (two stages) embedded/difflmm", "DiffLMM, SD-1.5 + CLIP"),
         (2, "LLaVA-NeXT llava-hf/llava-v1.6-vicuna-7b-hf", "LLaVA-NeXT + a&s"),
         (2, "DiffLMM, SD", "DiffLMM + a&s"),
+        (2, "DiffLMM, SD + CLIP (two stages) embedded/difflmm", "DiffLMM + a&s"),
         (1, "Qwen/Qwen2.5-VL-7B-Instruct", None),
         (1, "LLaVA-NeXT", None),
     ],

@@ -30,11 +30,14 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One row of an item: its name, its model, and for each quantity our number and the paper's, as text."""
+    """One row of an item: its name, its model, for each quantity our number and the paper's as text, and the name of
+    the paper's row.
+    """
 
     name: str
     model: str
     cells: tuple[tuple[str, str], ...]
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Item:
         """Whether any of the paper's numbers stands beside ours."""
         return any(theirs for line in self.lines for _, theirs in line.cells)
 
+    @property
+    def named(self) -> bool:
+        """Whether any of the paper's rows has a name."""
+        return any(line.beside for line in self.lines)
+
 
 def summarise(jobs: Sequence[NotebookJob]) -> list[Item]:
     """Every table and figure of the paper in its order, then what goes beyond it, job by job, from their results."""
@@ -95,7 +103,12 @@ def _item(name: str, parts: Sequence[tuple[str, pd.DataFrame | None]]) -> Item:
     numbers = rows[rows["value"].notna()]
     quantities = tuple(numbers["quantity"].unique())
     lines = [
-        Line(_named(method, job, numbers), model, tuple(_cell(group, quantity) for quantity in quantities))
+        Line(
+            _named(method, job, numbers),
+            model,
+            tuple(_cell(group, quantity) for quantity in quantities),
+            "; ".join(name for name in group["paper_method"].unique() if name),
+        )
         for (job, method, model), group in numbers.groupby(["job", "method", "model"], sort=False)
     ]
     number = int(name.split()[1]) if name.startswith("Table") else 0
@@ -125,7 +138,7 @@ def _pictures(parts: Sequence[tuple[str, pd.DataFrame | None]]) -> list[tuple[st
 
 
 def _cell(group: pd.DataFrame, quantity: str) -> tuple[str, str]:
-    """(ours with its interval, the paper's with its row) of one quantity."""
+    """(ours with its interval, the paper's) of one quantity."""
     rows = group[group["quantity"] == quantity]
     if rows.empty:
         return "", ""
@@ -134,8 +147,7 @@ def _cell(group: pd.DataFrame, quantity: str) -> tuple[str, str]:
     ours = f"{row['value']:.{digits}f}"
     if pd.notna(row["low"]) and pd.notna(row["high"]):
         ours += f" ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
-    theirs = f"{row['paper']:g}" if pd.notna(row["paper"]) else ""
-    return ours, f"{theirs} {row['paper_method']}".strip() if theirs else ""
+    return ours, f"{row['paper']:g}" if pd.notna(row["paper"]) else ""
 
 
 def existing(items: Sequence[Item], output: Path) -> dict[str, list[str]]:
