@@ -7,10 +7,12 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from core.errors import GroundingError
 from core.weights import SCENE
@@ -94,10 +96,22 @@ def _finish(image: Image.Image, *, name: str) -> Image.Image:
     if 0 in image.size:
         raise GroundingError(f"{name} is empty: its size is {image.width} x {image.height} pixels")
     try:
-        image.load()
+        with _truncation_is_an_error():
+            image.load()
     except _BROKEN_FILE as error:
         raise _corrupt(name, error) from error
     return _to_rgb(_upright(image), name=name)
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """PIL's own rule, whatever other libraries of this process have set: some ask for grey in place of lost pixels."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _corrupt(name: str, error: Exception) -> GroundingError:

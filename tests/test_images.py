@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from core.errors import GroundingError
 from core.images import load_image
@@ -141,6 +141,16 @@ def test_beyond_the_decompression_limit(tmp_path, monkeypatch):
         load_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)  # PIL only warns here
     assert load_image(path).size == (300, 200)
+
+
+def test_a_library_that_accepts_truncated_files_changes_nothing_here(tmp_path, monkeypatch):
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
+    (tmp_path / "half.jpg").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(GroundingError, match="truncated or corrupt"):
+        load_image(tmp_path / "half.jpg")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP"])

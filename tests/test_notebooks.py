@@ -22,6 +22,7 @@ from analysis.report.parameters import declared_parameters, parameter_problems
 from analysis.report.profiles import NOTEBOOKS, profile_jobs
 from analysis.settings import Settings, bundled_photographs, describe_run, find_pictures
 from analysis.training.settings import TrainingSettings
+from analysis.vqa.settings import VqaSettings
 from core.errors import GroundingError
 from core.records import RunStore
 
@@ -183,6 +184,7 @@ def test_every_parameter_is_used(name, notebook):
         "TrainingSettings": TrainingSettings,
         "GcgSettings": GcgSettings,
         "PresetSettings": PresetSettings,
+        "VqaSettings": VqaSettings,
     }
     read = re.search(r"read_parameters\((\w+), globals\(\)\)", rest)
     known = {field.name for field in fields(kinds[read[1]])} if read else set()
