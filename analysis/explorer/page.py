@@ -56,8 +56,8 @@ def explorer_iframe(answers: Sequence[dict[str, Any]], *, height: int = 760) -> 
     """The page inside another one, such as an executed notebook: a frame that cannot reach what is around it."""
     page = html.escape(explorer_page(answers), quote=True)
     return (
-        f'<iframe title="explorer of grounded answers" sandbox="allow-scripts" srcdoc="{page}" '
-        f'style="width: 100%; height: {int(height)}px; border: 1px solid #ccc; border-radius: 8px"></iframe>'
+        f'<div><iframe title="explorer of grounded answers" sandbox="allow-scripts" srcdoc="{page}" '
+        f'style="width: 100%; height: {int(height)}px; border: 1px solid #ccc; border-radius: 8px"></iframe></div>'
     )
 
 
