@@ -63,10 +63,8 @@ def capture_run(
         told: print how many images have a record.
     """
     if segmenter is not None:
-        keep_embeddings(
-            segmenter,
-            settings.shared("embeddings", run_folder(segmenter.name, {"at": fingerprint(segmenter.predictor.model)})),
-        )
+        own = run_folder(segmenter.name, {"at": fingerprint(segmenter.predictor.model)})
+        keep_embeddings(segmenter, settings.shared("embeddings", own))
     loaded = {"lmm": lmm, "segmenter": segmenter, "nlp": nlp}
     run = settings.run_options(**{"per_head": True} | settings.options)
     config = settings.run_config(options=run["options"], measured=sorted(_names(run["options"], head_maps)), **loaded)
@@ -111,16 +109,14 @@ def recorded_generation(grounding: Grounding, options: GroundOptions) -> Generat
     if not options.selects_heads:
         return generation
     kept = grounding.measured.get(_selected(options.layers, options.heads))
-    if kept is not None:
-        return replace(generation, attention=kept, attention_per_head=None, prompt_attention=None)
-    if generation.attention_per_head is None:
+    if kept is None and generation.attention_per_head is None:
         raise GroundingError(
             f"the records hold no maps of layers {options.layers} and heads {options.heads}; they keep those that the "
             "presets single out, unless per_head is false: make a run with these options instead"
         )
-    return replace(
-        generation, attention=select_heads(generation.attention_per_head, layers=options.layers, heads=options.heads)
-    )
+    if kept is None:
+        kept = select_heads(generation.attention_per_head, layers=options.layers, heads=options.heads)
+    return replace(generation, attention=kept, attention_per_head=None, prompt_attention=None)
 
 
 def run_folder(name: str, config: Mapping[str, Any]) -> str:

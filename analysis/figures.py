@@ -50,11 +50,11 @@ def tint(colour: str, strength: float = 0.32) -> str:
     return to_hex(1 - strength * (1 - np.asarray(to_rgb(colour))))
 
 
-def picture_uri(image: Image.Image) -> str:
-    """A picture as a PNG in a data URI, so that a page needs no file beside it."""
+def picture_uri(image: Image.Image, *, kind: str = "png", **options: Any) -> str:
+    """A picture in a data URI, so that a page needs no file beside it; `kind` is png or jpeg, `options` are PIL's."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    image.save(buffer, format=kind.upper(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def plot_overlay(

@@ -16,8 +16,8 @@ from analysis.pilot_study.table import collect_predictions
 from analysis.scoring.coco import CocoDataset
 from analysis.scoring.comparison import told_apart
 from analysis.scoring.matching import CategoryMatcher
-from analysis.scoring.metrics import Interval
-from analysis.scoring.phrases import NOTHING, PhraseScores, difference, score_points
+from analysis.scoring.metrics import NOTHING, Interval
+from analysis.scoring.phrases import PhraseScores, difference, score_points
 from analysis.scoring.precision import MaskScores, mask_difference, mask_scores
 from analysis.settings import Settings
 from core.options import PRESETS, GroundOptions
@@ -151,7 +151,7 @@ def preset_table(scores: Mapping[str, PresetScores], *, seed: int = 0) -> pd.Dat
         row: dict[str, Any] = {"grounding": label, "n_phrases": own.captions.n_phrases}
         for metric in METRICS:
             apart = NOTHING if own is first else own.minus(first, metric, seed=seed)
-            row |= _columns(metric, own.interval(metric, seed=seed)) | _columns(f"{metric} difference", apart)
+            row |= own.interval(metric, seed=seed).columns(metric) | apart.columns(f"{metric} difference")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -183,8 +183,3 @@ def reading(table: pd.DataFrame) -> str:
 
 def _with(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return table[["grounding", *(f"{name}{end}" for name in names for end in ("", "_low", "_high")), "n_phrases"]]
-
-
-def _columns(name: str, interval: Interval) -> dict[str, float]:
-    numbers = (interval.value, interval.low, interval.high)
-    return {f"{name}{end}": 100 * number for end, number in zip(("", "_low", "_high"), numbers, strict=True)}

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis.paper import paper_row
-from analysis.scoring.metrics import Interval
+from analysis.scoring.metrics import NOTHING, Interval
 from analysis.tables import Provenance
 from core.atomic import write_atomically
 from core.errors import GroundingError
 
 FILE = "results.csv"
-NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 ITEMS = (*(f"Table {number}" for number in range(1, 8)), *(f"Figure {number}" for number in (1, 4, 5, 6, 7)))
 """What of the paper can be measured or drawn, in its order; "beyond" is what goes beyond it."""
 BEYOND = "beyond"
@@ -97,58 +97,51 @@ def rows_of(
     published: Mapping[str, str] | None = None,
     model: str = "",
     label: str = "method",
+    beside: Callable[[Mapping[str, Any]], pd.Series | None] | None = None,
 ) -> list[Result]:
-    """Results from a table of models: a row for each of its rows and quantities that has a number.
+    """Results from a table: one for each of its rows and quantities that has a number.
 
     Args:
         frame: columns `label`, the quantities, `<quantity>_low` and `_high` where there are intervals, and `model`
             where rows are of several models.
-        item: of the paper, "Table <number>".
+        item: of the paper, or "beyond".
         quantities: column to the quantity's name with its unit.
         published: column to the paper's column, where it has another name.
         model: of rows that name none.
         label: column of the rows' names.
+        beside: from a row to the paper's row, a Series with `method` and its numbers, or None. By default, of a table,
+            `analysis.paper.paper_row` of the row's name and model.
     """
-    number, found = int(item.split()[1]), []
+    if beside is None and item.startswith("Table"):
+        number = int(item.split()[1])
+
+        def beside(row: Mapping[str, Any]) -> pd.Series | None:
+            return paper_row(number, f"{row[label]} {row.get('model', model)}")
+
+    found = []
     for row in frame.to_dict("records"):
-        name, made = str(row[label]), str(row.get("model", model))
-        beside = paper_row(number, f"{name} {made}")
+        paper = None if beside is None else beside(row)
         for column, quantity in quantities.items():
             if column not in row or pd.isna(row[column]):
                 continue
-            ends = (row.get(f"{column}_{end}", float("nan")) for end in ("low", "high"))
-            theirs = None if beside is None else beside.get((published or {}).get(column, column))
+            theirs = None if paper is None else paper.get((published or {}).get(column, column))
             known = theirs is not None and not pd.isna(theirs)
             found.append(
                 Result(
                     item=item,
                     quantity=quantity,
-                    method=name,
-                    model=made,
-                    interval=Interval(row[column], *ends),
+                    method=str(row[label]),
+                    model=str(row.get("model", model)),
+                    interval=Interval(
+                        row[column], *(row.get(f"{column}_{end}", NOTHING.low) for end in ("low", "high"))
+                    ),
                     paper=float(theirs) if known else None,
-                    paper_method=str(beside["method"]) if known else "",
+                    paper_method=str(paper["method"]) if known else "",
                 )
             )
     return found
 
 
 def beyond_rows(frame: pd.DataFrame, label: str, quantities: Mapping[str, str]) -> list[Result]:
-    """Results that the paper has no number for, from a table: a row for each of its rows and quantities with a number.
-
-    Args:
-        frame: columns `label`, the quantities, and `<quantity>_low` and `_high` where there are intervals.
-        label: column of the rows' names.
-        quantities: column to the quantity's name with its unit.
-    """
-    return [
-        Result(
-            item=BEYOND,
-            quantity=quantity,
-            method=str(row[label]),
-            interval=Interval(row[column], *(row.get(f"{column}_{end}", float("nan")) for end in ("low", "high"))),
-        )
-        for row in frame.to_dict("records")
-        for column, quantity in quantities.items()
-        if not pd.isna(row[column])
-    ]
+    """`rows_of` for what the paper has no number for."""
+    return rows_of(frame, item=BEYOND, quantities=quantities, label=label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -240,6 +241,30 @@ def check_names(what: str, given: Mapping[str, Any], known: Iterable[str]) -> No
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise GroundingError(f"{what} has no {', '.join(unknown)}; it takes {', '.join(known)}")
+
+
+def check_folders(name: str, own: Iterable[str], folders: Mapping[str, Any]) -> dict[str, str]:
+    """Folders of what was made elsewhere, by their rows' names.
+
+    Args:
+        name: of the parameter.
+        own: names of our own rows.
+        folders: "label: folder" pairs.
+
+    Raises:
+        GroundingError: a label or a folder that is no text or empty, or the label of one of our own rows.
+    """
+    for label, folder in folders.items():
+        if not all(isinstance(text, str) and text.strip() for text in (label, folder)):
+            raise GroundingError(f"{name} has {label!r}: {folder!r}; give `label: folder` pairs of two texts")
+        if label in own:
+            raise GroundingError(f"{name} has the label {label!r}, which is a row of our own; choose another")
+    return dict(folders)
+
+
+def folder_name(label: str) -> str:
+    """A label as the name of a folder: its letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
 
 
 def mark_finished(output_dir: str | Path) -> Path:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from analysis.captured import recorded_generation, run_folder
 from analysis.settings import Settings
@@ -14,7 +11,8 @@ from core.errors import GroundingError
 from core.options import GroundOptions
 from core.phrases import pipeline_name
 from core.pipeline import Grounding, ground
-from core.provenance import fingerprint
+from core.progress import progress_bar
+from core.provenance import segmenter_identity
 from core.records import RunStore
 
 if TYPE_CHECKING:
@@ -60,8 +58,7 @@ def ground_variant(
     variant = RunStore(settings.shared("variants", run_folder(name, config)), config, keep_maps=False)
     done, held = variant.done(), set(store.ids())
     missing = [(id, image) for id, image in dataset.items() if id in held and id not in done]
-    bar = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30, "disable": not (progress and missing)}
-    for id, image in tqdm(missing, desc=name, unit="image", **bar):
+    for id, image in progress_bar(missing, title=name, shown=progress and bool(missing)):
         record = store.read(id)
         generation = recorded_generation(record, options)
         generation.view(options.view)
@@ -78,13 +75,10 @@ def ground_variant(
 
 def variant_config(store: RunStore, options: GroundOptions, *, segmenter: Segmenter | None, nlp: Any) -> dict[str, Any]:
     """The configuration of a variant's records: the run that it is of, and what is done otherwise."""
-    sam = None
-    if segmenter is not None:
-        sam = {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
     return {
         "variant_of": store.config,
         "options": options.as_dict(),
-        "segmenter": sam,
+        "segmenter": segmenter_identity(segmenter),
         "nlp": pipeline_name(nlp),
     }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.masks import Segmenter
-from core.provenance import fingerprint
+from core.provenance import segmenter_identity
 from core.record_folder import Record, RecordFolder
 
 
@@ -23,8 +23,8 @@ class EmbeddingFolder:
         Raises:
             GroundingError: it was begun by another model.
         """
-        config = {"segmenter": {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}}
-        self._records: RecordFolder[Record] = RecordFolder(directory, config | {"what": "image embeddings"})
+        config = {"segmenter": segmenter_identity(segmenter), "what": "image embeddings"}
+        self._records: RecordFolder[Record] = RecordFolder(directory, config)
 
     def read(self, key: str) -> Tensor | None:
         """The embedding of an image, None where it has none yet.

@@ -59,19 +59,23 @@ def run_config(
         "template": lmm.template,
         "fingerprint": fingerprint(lmm.model),
     }
-    sam = None
-    if segmenter is not None:
-        sam = {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
     prompt = prompt if isinstance(prompt, str) else dict(prompt)
     return {
         "model": model,
-        "segmenter": sam,
+        "segmenter": segmenter_identity(segmenter),
         "nlp": pipeline_name(nlp),
         "prompt": prompt,
         "seed": seed,
         "options": GroundOptions.of(options).as_dict(),
         **further,
     }
+
+
+def segmenter_identity(segmenter: Segmenter | None) -> dict[str, str] | None:
+    """What marks a segmenter in a configuration: its name, and a fingerprint of its parameters; None of none."""
+    if segmenter is None:
+        return None
+    return {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
 
 
 def fingerprint(model: nn.Module) -> str:

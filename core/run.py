@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from core.generation import Generation
 from core.images import load_image
 from core.options import GroundOptions
 from core.pipeline import Grounding, ground, refuse_without_effect
+from core.progress import progress_bar
 from core.records import RunStore
 
 if TYPE_CHECKING:
@@ -83,8 +83,6 @@ def ground_dataset(
     >>> ground_dataset([("scene", "embedded")], "What is there?", **run).skipped
     ('scene',)
     """
-    from tqdm import tqdm  # not tqdm.auto: its widgets leave nothing in logs and exported pages
-
     options = GroundOptions.of(options, **changes)
     done = store.done(errors=not retry_errors)
     capture = options.capture(given=answers is not None)
@@ -96,8 +94,7 @@ def ground_dataset(
     failed: list[str] = []
     skipped: list[str] = []
     total = len(items) if hasattr(items, "__len__") else None
-    bar_options = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30}
-    with tqdm(total=total, disable=not progress, desc="grounding", unit="image", **bar_options) as bar:
+    with progress_bar(total=total, title="grounding", shown=progress) as bar:
         for batch in _batches(items, batch_size):
             todo = [(id, source) for id, source in batch if id not in done]
             skipped += [id for id, _ in batch if id in done]

@@ -52,3 +52,28 @@ def pictures():
         return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
     return {name: picture(*size) for name, size in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def embedded_parts():
+    """The embedded LLaVA, segmenter and pipeline, as `capture_run` takes them."""
+    from core import load_lmm, load_nlp, load_segmenter
+
+    return {
+        "lmm": load_lmm("embedded", geometry="pad", device="cpu"),
+        "segmenter": load_segmenter("embedded", device="cpu"),
+        "nlp": load_nlp("embedded"),
+    }
+
+
+@pytest.fixture(scope="module")
+def captured(embedded_parts, tmp_path_factory):
+    """(settings, data set, store) of a captured run of two scenes of different sizes, with answers of 24 tokens."""
+    from analysis.captured import capture_run
+    from analysis.settings import Settings
+
+    folder = tmp_path_factory.mktemp("captured")
+    short = {"generation": {"max_new_tokens": 24}, "n_images": 2}
+    settings = Settings(output_dir=str(folder / "one"), runs_dir=str(folder / "runs"), **short)
+    dataset = settings.open_dataset()
+    return settings, dataset, capture_run(settings, dataset, told=False, **embedded_parts)

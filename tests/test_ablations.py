@@ -14,7 +14,7 @@ from analysis.gcg.grandf import load_gcg
 from analysis.gcg.predictions import open_predictions
 from analysis.gcg.scores import score_predictions
 from analysis.gcg.settings import GcgSettings
-from analysis.heads.masks import choose_heads, groundings_of_head, segment_heads
+from analysis.heads.masks import choose_heads, groundings_of_heads, segment_heads
 from analysis.heads.points import measured_head_points
 from core import load_image, load_lmm, load_nlp, load_segmenter
 from core.errors import GroundingError
@@ -109,7 +109,8 @@ def test_masks_of_heads_are_the_segmenters_at_their_points(run, monkeypatch):
     masks = segment_heads(settings, store, dataset, choice, segmenter=segmenter, progress=False)
     for number, (layer, head) in enumerate([(1, 2), (1, 0), (3, 2), (3, 0)]):
         assert choice.names[number] == f"layer {layer} head {head}"
-        for id, grounding in groundings_of_head(store, masks, dataset, number):
+        for id, groundings in groundings_of_heads(store, masks, dataset):
+            grounding = groundings[number]
             points = measured_head_points(store.read(id))[:, layer, head]
             segmenter.set_image(load_image(dataset.image(id).path))
             expected = choose(segmenter.predict(points)).masks[:, 0]

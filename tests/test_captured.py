@@ -14,7 +14,7 @@ from analysis.captured import capture_run, recorded_generation
 from analysis.heads.points import measured_head_points
 from analysis.heads.statistics import HEAD_MAPS, STATISTICS
 from analysis.settings import Settings
-from core import PRESETS, GroundOptions, load_image, load_lmm, load_nlp, load_segmenter
+from core import PRESETS, GroundOptions, load_image, load_segmenter
 from core.embeddings import keep_embeddings
 from core.errors import GroundingError
 from core.masks import Segmenter
@@ -22,24 +22,6 @@ from core.pipeline import attend_and_segment, ground, phrase_points, token_maps
 from core.points import prompt_points
 
 SHORT = {"max_new_tokens": 24}
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return {
-        "lmm": load_lmm("embedded", geometry="pad", device="cpu"),
-        "segmenter": load_segmenter("embedded", device="cpu"),
-        "nlp": load_nlp("embedded"),
-    }
-
-
-@pytest.fixture(scope="module")
-def run(parts, tmp_path_factory):
-    """(settings, data set, store) of a run of two scenes of different sizes."""
-    folder = tmp_path_factory.mktemp("captured")
-    settings = Settings(output_dir=str(folder / "one"), runs_dir=str(folder / "runs"), n_images=2, generation=SHORT)
-    dataset = settings.open_dataset()
-    return settings, dataset, capture_run(settings, dataset, **parts)
 
 
 def some_image(seed: int, size: tuple[int, int]) -> np.ndarray:
@@ -76,17 +58,17 @@ def test_another_image_or_another_model_never_gets_a_kept_embedding(tmp_path):
         keep_embeddings(load_segmenter("embedded", device="cpu"), tmp_path)
 
 
-def test_a_second_notebook_finds_everything_done(run, parts, monkeypatch):
-    settings, dataset, store = run
-    monkeypatch.setattr(parts["lmm"], "generate", None)
+def test_a_second_notebook_finds_everything_done(captured, embedded_parts, monkeypatch):
+    settings, dataset, store = captured
+    monkeypatch.setattr(embedded_parts["lmm"], "generate", None)
     again = Settings(
         output_dir=settings.output_dir + "/another", runs_dir=settings.runs_dir, n_images=2, generation=SHORT
     )
-    assert capture_run(again, dataset, **parts).directory == store.directory
+    assert capture_run(again, dataset, **embedded_parts).directory == store.directory
 
 
-def test_other_options_get_a_folder_of_their_own(run, parts):
-    settings, _, store = run
+def test_other_options_get_a_folder_of_their_own(captured, embedded_parts):
+    settings, _, store = captured
     other = Settings(
         output_dir=settings.output_dir,
         runs_dir=settings.runs_dir,
@@ -94,7 +76,7 @@ def test_other_options_get_a_folder_of_their_own(run, parts):
         generation=SHORT,
         options={"per_head": False},
     )
-    slim = capture_run(other, other.open_dataset(), **parts)
+    slim = capture_run(other, other.open_dataset(), **embedded_parts)
     assert slim.directory != store.directory
     assert set(slim.read("0").measured) == set() < set(store.read("0").measured)
     with pytest.raises(GroundingError, match="per_head"):
@@ -102,14 +84,16 @@ def test_other_options_get_a_folder_of_their_own(run, parts):
 
 
 @pytest.mark.parametrize("preset", ["paper", "no_normalization", "mask_prompt", "reference_v1", "reference_v2"])
-def test_what_follows_from_a_record_equals_a_run_of_its_own(run, parts, preset):
-    _, dataset, store = run
+def test_what_follows_from_a_record_equals_a_run_of_its_own(captured, embedded_parts, preset):
+    _, dataset, store = captured
     record_id, path = dataset.items()[1]
     options = PRESETS[preset]
-    own = attend_and_segment(path, "Describe the image in detail.", options=options, **SHORT, **parts)
+    own = attend_and_segment(path, "Describe the image in detail.", options=options, **SHORT, **embedded_parts)
     kept = recorded_generation(store.read(record_id), options)
     maps = GroundOptions(**options.as_dict() | {"layers": None, "heads": None})
-    found = ground(kept, load_image(path), segmenter=parts["segmenter"], nlp=parts["nlp"], options=maps)
+    found = ground(
+        kept, load_image(path), segmenter=embedded_parts["segmenter"], nlp=embedded_parts["nlp"], options=maps
+    )
     assert found.phrases == own.phrases and len(own.phrases) > 0
     scale = token_maps(own.generation, options=options).abs().max()
     torch.testing.assert_close(
@@ -118,8 +102,8 @@ def test_what_follows_from_a_record_equals_a_run_of_its_own(run, parts, preset):
     torch.testing.assert_close(found.points, own.points, atol=1.0, rtol=0)  # float16 residuals may move it by a pixel
 
 
-def test_the_points_of_every_head_are_kept(run):
-    _, _, store = run
+def test_the_points_of_every_head_are_kept(captured):
+    _, _, store = captured
     grounding = store.read("0")
     points = measured_head_points(grounding)
     assert points.shape == (len(grounding.phrases), 4, 4, 2)
@@ -127,27 +111,29 @@ def test_the_points_of_every_head_are_kept(run):
     assert (points != mean[:, None, None]).any()
 
 
-def test_what_is_known_of_single_heads_is_kept_and_their_maps_where_they_are_small(run, parts):
-    settings, dataset, store = run
+def test_what_is_known_of_single_heads_is_kept_and_their_maps_where_they_are_small(captured, embedded_parts):
+    settings, dataset, store = captured
     kept = store.read("0")
     points = prompt_points(kept.measured[HEAD_MAPS].flatten(0, 2), kept.view, kept.image_size)
     assert torch.equal(points.reshape(len(kept.phrases), 4, 4, 2), measured_head_points(kept))
     assert all(kept.measured[name].shape == (len(kept.phrases), 4, 4) for name in STATISTICS)
-    few = capture_run(settings, dataset.head(1), head_maps=100, told=False, **parts)  # 16 heads of 100 cells are more
+    few = capture_run(
+        settings, dataset.head(1), head_maps=100, told=False, **embedded_parts
+    )  # 16 heads of 100 cells are more
     assert few.directory != store.directory
     assert set(store.read("0").measured) - set(few.read("0").measured) == {HEAD_MAPS}
 
 
-def test_maps_normalised_by_the_prompts_are_of_no_single_head(run, parts):
-    settings, dataset, _ = run
+def test_maps_normalised_by_the_prompts_are_of_no_single_head(captured, embedded_parts):
+    settings, dataset, _ = captured
     prompted = replace(settings, options={"normalization": "prompt"})
-    record = capture_run(prompted, dataset.head(1), told=False, **parts).read("0")
+    record = capture_run(prompted, dataset.head(1), told=False, **embedded_parts).read("0")
     assert not any(name.startswith("head_") for name in record.measured)
     with pytest.raises(GroundingError, match="no points of single heads"):
         measured_head_points(record)
 
 
-def test_other_rows_need_a_run_of_their_own(run):
-    _, _, store = run
+def test_other_rows_need_a_run_of_their_own(captured):
+    _, _, store = captured
     with pytest.raises(GroundingError, match="a run of its own"):
         recorded_generation(store.read("0"), PRESETS["reference_v2_narrative"])

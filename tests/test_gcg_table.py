@@ -16,8 +16,9 @@ from analysis.gcg.figures import plot_example, plot_gcg, plot_protocols
 from analysis.gcg.grandf import load_gcg
 from analysis.gcg.predictions import open_predictions
 from analysis.gcg.scores import METRICS, difference, score_predictions
-from analysis.gcg.settings import GcgSettings, check_labels
+from analysis.gcg.settings import GcgSettings
 from analysis.gcg.table import compare, gcg_differences, gcg_table, name_models, optimal_table, paper_rows, reading
+from analysis.settings import check_folders
 from analysis.tables import Provenance, Table
 from core.errors import GroundingError
 from core.phrases import load_nlp
@@ -159,8 +160,8 @@ def test_settings_that_cannot_be_used_are_refused(tmp_path, wrong, message):
 
 
 def test_labels_of_other_systems():
-    assert check_labels(["ours"], {"GLaMM": "folder"}) == {"GLaMM": "folder"}
+    assert check_folders("predictions", ["ours"], {"GLaMM": "folder"}) == {"GLaMM": "folder"}
     with pytest.raises(GroundingError, match="predictions has 'GLaMM': 3; give `label: folder` pairs"):
-        check_labels([], {"GLaMM": 3})
+        check_folders("predictions", [], {"GLaMM": 3})
     with pytest.raises(GroundingError, match="has the label 'ours', which is a row of our own"):
-        check_labels(["ours"], {"ours": "folder"})
+        check_folders("predictions", ["ours"], {"ours": "folder"})

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from analysis.figures import drawn_numbers
 from analysis.paper import paper_table
+from analysis.settings import check_folders
 from analysis.vqa.figures import plot_answers, plot_scores
 from analysis.vqa.looks import first_questions, look
 from analysis.vqa.results import answers, differing_answers, read_results
 from analysis.vqa.scoring import POPE, STATISTICS, score_description, score_presence, statistic, yes_or_no
-from analysis.vqa.settings import VqaSettings, check_results
+from analysis.vqa.settings import VqaSettings
 from analysis.vqa.table import COLUMNS, PAPER, Column, measure, metrics_table, paper_rows, reading, table3
 from core.errors import GroundingError
 from core.generation import Generation
@@ -413,7 +414,7 @@ def test_wrong_settings_are_refused(tmp_path, wrong, message):
 )
 def test_wrong_result_folders_are_refused(results, message):
     with pytest.raises(GroundingError, match=re.escape(message)):
-        check_results(["own"], results)
+        check_folders("results", ["own"], results)
 
 
 def generation(text, spans, attention):

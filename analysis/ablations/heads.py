@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from einops import rearrange
 
+from analysis.gcg.predictions import write_predictions
 from analysis.gcg.scores import GcgScores
 from analysis.heads.masks import HeadChoice
 from analysis.paper import paper_table
 from analysis.results import Result
 from analysis.scoring.metrics import Interval, resampled_interval
+from core.pipeline import Grounding
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,23 @@ class HeadRecall:
     mean_map: Interval
     mean_minus_single: Interval
     n_heads: int
+
+
+def write_head_predictions(
+    heads: Iterable[tuple[str, Sequence[Grounding]]], choice: HeadChoice, directory: str | Path
+) -> dict[str, Path]:
+    """Write what each head grounds in GLaMM's format; returns the folder of each by its name.
+
+    Args:
+        heads: record id and the groundings of all heads, of `analysis.heads.masks.groundings_of_heads`.
+        choice: the heads.
+        directory: a folder for each head is made in it.
+    """
+    folders = {name: write_predictions((), Path(directory, name)) for name in choice.names}
+    for id, groundings in heads:
+        for folder, grounding in zip(folders.values(), groundings, strict=True):
+            write_predictions([(id, grounding)], folder)
+    return folders
 
 
 def head_recall(
@@ -83,23 +103,13 @@ def recall_table(result: HeadRecall) -> pd.DataFrame:
     frame.insert(0, "layer", [str(layer) for layer in result.choice.layers])
     frame["mean"], frame["std"] = percent.mean(axis=1), percent.std(axis=1)
     rows = [
-        {"layer": f"all {percent.size}", "mean": percent.mean(), "std": percent.std(), **_ends(result.overall)},
-        {
-            "layer": f"mean map of all {result.n_heads} heads",
-            "mean": 100 * result.mean_map.value,
-            **_ends(result.mean_map),
-        },
-        {
-            "layer": "mean map minus single heads",
-            "mean": 100 * result.mean_minus_single.value,
-            **_ends(result.mean_minus_single),
-        },
+        (f"all {percent.size}", result.overall),
+        (f"mean map of all {result.n_heads} heads", result.mean_map),
+        ("mean map minus single heads", result.mean_minus_single),
     ]
-    return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True)
-
-
-def _ends(interval: Interval) -> dict[str, float]:
-    return {"low": 100 * interval.low, "high": 100 * interval.high}
+    below = pd.DataFrame([{"layer": name} | own.columns("mean", ends=("low", "high")) for name, own in rows])
+    below.loc[0, "std"] = percent.std()
+    return pd.concat([frame, below], ignore_index=True)
 
 
 def recall_results(result: HeadRecall) -> list[Result]:
@@ -117,7 +127,7 @@ def recall_results(result: HeadRecall) -> list[Result]:
             item="Table 7",
             quantity="mask recall (%)",
             method=method,
-            interval=Interval(*(100 * each for each in (own.value, own.low, own.high))),
+            interval=own.in_percent,
             paper=round(float(published), 1),
             paper_method="DiffLMM, 16 of 1 024 heads" if method.startswith("single") else "DiffLMM",
             note=f"{len(result.choice)} of this model's {result.n_heads} heads",

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.gcg.scores import GcgScores, difference
 from analysis.paper import paper_table
-from analysis.results import Result
+from analysis.results import Result, rows_of
 from core.options import PRESETS, GroundOptions
 
 NORM_POINT = "norm + point"
@@ -33,9 +33,9 @@ def variant_table(scores: Mapping[str, GcgScores], *, seed: int = 0) -> pd.DataF
     for name, own in scores.items():
         row: dict[str, Any] = {"variant": name}
         for metric in METRICS:
-            row |= _percent(metric, own.interval(metric, seed=seed))
+            row |= own.interval(metric, seed=seed).columns(metric)
         for metric in ("mIoU", "recall"):
-            row |= _percent(f"{metric} minus {NORM_POINT}", difference(scores[NORM_POINT], own, metric, seed=seed))
+            row |= difference(scores[NORM_POINT], own, metric, seed=seed).columns(f"{metric} minus {NORM_POINT}")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -50,28 +50,9 @@ def paper_variants() -> pd.DataFrame:
 
 def variant_results(table: pd.DataFrame) -> list[Result]:
     """Table 4 for the report's summary."""
-    from analysis.scoring.metrics import Interval
-
-    paper, found = paper_variants().set_index("variant"), []
-    for row in table.to_dict("records"):
-        for metric in ("mIoU", "recall"):
-            known = row["variant"] in paper.index
-            found.append(
-                Result(
-                    item="Table 4",
-                    quantity=f"{metric} (%)",
-                    method=row["variant"],
-                    interval=Interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"]),
-                    paper=float(paper.loc[row["variant"], metric]) if known else None,
-                    paper_method="DiffLMM" if known else "",
-                )
-            )
-    return found
-
-
-def _percent(name: str, interval: Any) -> dict[str, float]:
-    return {
-        name: 100 * interval.value,
-        f"{name}_low": 100 * interval.low,
-        f"{name}_high": 100 * interval.high,
-    }
+    paper = paper_variants().assign(method="DiffLMM").set_index("variant")
+    quantities = {name: f"{name} (%)" for name in ("mIoU", "recall")}
+    beside = {name: row for name, row in paper.iterrows()}
+    return rows_of(
+        table, item="Table 4", quantities=quantities, label="variant", beside=lambda row: beside.get(row["variant"])
+    )

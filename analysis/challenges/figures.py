@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from analysis.conversation.drawn import DrawnAnswer
 from analysis.conversation.figure import plot_coloured_text
-from analysis.figures import PALETTE, new_axes, plot_overlay
+from analysis.figures import new_axes, plot_overlay
+from analysis.scoring.figures import plot_grouped_dots
 
 WIDTH, ROW = 10.0, 2.3  # inches of the figure, and of one challenge
 
@@ -83,23 +84,9 @@ def plot_challenge_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axe
     Args:
         table: `analysis.challenges.scores.description_table`.
     """
-    names = ("PAcc", "precision", "recall")
     ax = new_axes(8.5, 3.2) if ax is None else ax
-    step = 0.7 / max(len(table), 1)
-    for number, row in enumerate(table.to_dict("records")):
-        colour = PALETTE[(number + 1) % len(PALETTE)]
-        for place, name in enumerate(names):
-            x = place + step * (number - (len(table) - 1) / 2)
-            label = row["challenge"] if place == 0 else f"_{row['challenge']}: {name}"
-            ax.plot([x], [row[name]], "o", color=colour, markersize=6, label=label)
-            ends = [row[f"{name}_low"], row[f"{name}_high"]]
-            ax.plot([x, x], ends, "-", color=colour, linewidth=2, label=f"_{row['challenge']}: {name}, interval")
-            if name == "PAcc":
-                ax.plot([x], [row["chance"]], "_", color="black", markersize=12, label=f"_{row['challenge']}: chance")
-    ax.set_xticks(range(len(names)), ["PAcc\n(tick: random point)", "named categories:\nprecision", "recall"])
-    ax.set(ylabel="%", ylim=(0, 102))
-    ax.grid(axis="y", color="#ddd", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ticks = ["PAcc\n(tick: random point)", "named categories:\nprecision", "recall"]
+    places = plot_grouped_dots(table, ("PAcc", "precision", "recall"), label="challenge", ticks=ticks, ax=ax)
+    for own, row in zip(places, table.to_dict("records"), strict=True):
+        ax.plot([own[0]], [row["chance"]], "_", color="black", markersize=12, label=f"_{row['challenge']}: chance")
     return ax

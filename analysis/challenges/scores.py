@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.challenges.data import ABSENT, ORDINARY, PRESENT, Challenge, Challenges
 from analysis.ledger.ledger import mentions
-from analysis.results import Result
+from analysis.results import Result, rows_of
 from analysis.scoring.coco import CocoDataset
 from analysis.scoring.matching import CategoryMatcher
 from analysis.scoring.metrics import Interval, difference_interval, ratio_interval
@@ -38,11 +38,11 @@ def description_table(
         found = match_phrases(own, truth, matcher)
         points[kind], named[kind] = score_points(found, truth), named_categories(own, truth)
         row: dict[str, Any] = {"challenge": challenges.of(kind)[0].title, "images": len(own)}
-        row |= _percent("PAcc", points[kind].interval(seed=seed))
+        row |= points[kind].interval(seed=seed).columns("PAcc")
         row["chance"] = 100 * float(score_chance(found, truth).means[0])
         right, said, there = named[kind]
-        row |= _percent("precision", ratio_interval(right, said, seed=seed))
-        row |= _percent("recall", ratio_interval(right, there, seed=seed))
+        row |= ratio_interval(right, said, seed=seed).columns("precision")
+        row |= ratio_interval(right, there, seed=seed).columns("recall")
         rows.append(row | {"phrases": len(points[kind].values)})
     return pd.DataFrame(rows)
 
@@ -113,15 +113,15 @@ def question_table(
         coloured = np.array([any(mentions(text, name) for name in colours) for text in texts]) * (1 - denied)
         row: dict[str, Any] = {"question about": challenges.of(kind)[0].title.removeprefix("asked about ")}
         one = np.ones(len(items))
-        row |= {"images": len(items)} | _percent("denied", ratio_interval(denied, one, seed=seed))
-        row |= _percent("coloured", ratio_interval(coloured, one, seed=seed))
+        row |= {"images": len(items)} | ratio_interval(denied, one, seed=seed).columns("denied")
+        row |= ratio_interval(coloured, one, seed=seed).columns("coloured")
         right = [_is_right(item, text, challenges.truth) for item, text in zip(items, texts, strict=True)]
         known = np.array([each is not None for each in right], dtype=float)
         hits = np.array([bool(each) for each in right], dtype=float)
-        row |= _percent("right", ratio_interval(hits, known, seed=seed))
+        row |= ratio_interval(hits, known, seed=seed).columns("right")
         mass = np.array([_mass(records[item.id], item.asked) for item in items])
         seen = ~np.isnan(mass)
-        row |= _percent("image mass", ratio_interval(np.where(seen, mass, 0), seen.astype(float), seed=seed))
+        row |= ratio_interval(np.where(seen, mass, 0), seen.astype(float), seed=seed).columns("image mass")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -146,10 +146,7 @@ def challenge_results(descriptions: pd.DataFrame, questions: pd.DataFrame, figur
         (descriptions, "challenge", ("PAcc", "precision", "recall")),
         (questions, "question about", ("denied", "coloured")),
     ):
-        for row in frame.to_dict("records"):
-            for name in names:
-                interval = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
-                found.append(Result(item="Figure 4", quantity=f"{name} (%)", method=row[label], interval=interval))
+        found += rows_of(frame, item="Figure 4", quantities={name: f"{name} (%)" for name in names}, label=label)
     return found
 
 
@@ -174,7 +171,3 @@ def _mass(grounding: Grounding, asked: str) -> float:
 
 def _difference(before: tuple, after: tuple, below: int, seed: int) -> Interval:
     return difference_interval((before[0], after[0]), (before[below], after[below]), seed=seed)
-
-
-def _percent(name: str, interval: Interval) -> dict[str, float]:
-    return {name: 100 * interval.value, f"{name}_low": 100 * interval.low, f"{name}_high": 100 * interval.high}

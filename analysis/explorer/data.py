@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from analysis.figures import PALETTE
+from analysis.figures import PALETTE, picture_uri
 from core.errors import GroundingError
 from core.options import PRESETS
 from core.pipeline import Grounding
@@ -52,7 +51,7 @@ def explorer_data(grounding: Grounding, image: Image.Image, *, prompt: str = "",
         "text": generation.text,
         "tokens": [[places[start], places[end]] for start, end in generation.token_spans.tolist()],
         "size": [image.height, image.width],
-        "picture": picture_uri(image),
+        "picture": picture_uri(small_picture(image), kind="jpeg", quality=QUALITY),
         "grid": {"h": view.shape[0], "w": view.shape[1], "index": view.index.flatten().tolist(), "box": list(view.box)},
         "maps": base64.b64encode(np.round(65535 * shares.clip(0, 1)).astype("<u2").tobytes()).decode(),
         "k": attention.shape[1],
@@ -79,10 +78,8 @@ def utf16_places(text: str) -> list[int]:
     return places
 
 
-def picture_uri(image: Image.Image) -> str:
-    """A picture as JPEG in a data URI, at most `LONGEST` pixels long."""
+def small_picture(image: Image.Image) -> Image.Image:
+    """A picture in RGB, at most `LONGEST` pixels long."""
     small = image.convert("RGB")
     small.thumbnail((LONGEST, LONGEST))
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return small

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
-from analysis.figures import PALETTE, new_axes, plot_intervals, plot_overlay
+from analysis.figures import PALETTE, new_axes, plot_overlay
 from analysis.gcg.dataset import GcgImage
 from analysis.gcg.predictions import Prediction
+from analysis.scoring.figures import plot_beside_paper, plot_grouped_dots
 
 SHOWN = ("METEOR", "mIoU", "recall")
 
@@ -28,20 +28,7 @@ def plot_gcg(ours: pd.DataFrame, paper: pd.DataFrame) -> Figure:
         paper: `analysis.gcg.table.paper_rows`.
     """
     names = [name for name in SHOWN if ours[name].notna().any()]
-    heights = [len(ours) + 0.6, len(paper)]
-    size = (4.4 * len(names) + 1, 1.8 + 0.42 * sum(heights))
-    figure, axes = plt.subplots(2, len(names), figsize=size, height_ratios=heights, layout="constrained", squeeze=False)
-    for column, name in enumerate(names):
-        above, below = axes[:, column]
-        plot_intervals(ours, label="method", value=name, low=f"{name}_low", high=f"{name}_high", ax=above)
-        plot_intervals(paper, label="method", value=name, colours="#AAAAAA", ax=below)
-        for ax in (above, below):
-            ax.set_xlim(0, max(10.0, 1.1 * np.nanmax([*ours[f"{name}_high"], *ours[name], *paper[name]])))
-            if column:
-                ax.set_yticklabels([])
-        above.set_title(f"{name}, measured here", loc="left", fontsize=9)
-        below.set_title(f"{name}, published: {paper['source'].iloc[0]}", loc="left", fontsize=9, color="#666")
-    return figure
+    return plot_beside_paper(ours, paper, names, label="method", width=4.4 * len(names) + 1)
 
 
 def plot_protocols(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -53,20 +40,8 @@ def plot_protocols(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     names = ("recall, GLaMM", "recall", "precision", "F1", "mIoU")
     ax = new_axes(8.5, 3.4) if ax is None else ax
-    step = 0.7 / max(len(frame), 1)
-    for number, (_, row) in enumerate(frame.iterrows()):
-        colour = PALETTE[(number + 1) % len(PALETTE)]
-        places = np.arange(len(names)) + step * (number - (len(frame) - 1) / 2)
-        ax.plot(places, row[list(names)].to_numpy(float), "o", color=colour, markersize=6, label=str(row["method"]))
-        for place, name in zip(places, names, strict=True):
-            ends = row[[f"{name}_low", f"{name}_high"]].to_numpy(float)
-            ax.plot([place, place], ends, "-", color=colour, linewidth=2, label=f"_{row['method']}: {name}")
-    ax.set_xticks(range(len(names)), ["recall\n(GLaMM)", *(f"{name}\n(optimal)" for name in names[1:])])
-    ax.set(ylabel="%", ylim=(0, 100))
-    ax.grid(axis="y", color="#ddd", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ticks = ["recall\n(GLaMM)", *(f"{name}\n(optimal)" for name in names[1:])]
+    plot_grouped_dots(frame, names, label="method", ticks=ticks, ax=ax)
     return ax
 
 

@@ -17,7 +17,7 @@ from analysis.gcg.precision import RankedMasks, rank_masks
 from analysis.gcg.predictions import Prediction, PredictionFolder
 from analysis.gcg.protocols import Overlap, Thresholds, glamm_counts, optimal_counts
 from analysis.gcg.similarity import PhraseSimilarity
-from analysis.scoring.metrics import Interval, resampled_interval
+from analysis.scoring.metrics import NOTHING, Interval, resampled_interval
 from core.errors import GroundingError
 from core.text_encoders import TextEncoder
 
@@ -94,7 +94,7 @@ class GcgScores:
         """A metric with its bootstrap interval over images, in 0..1 (CIDEr in 0..10); nan where it was not computed."""
         statistic = self.statistic(metric)
         if statistic is None:
-            return Interval(float("nan"), float("nan"), float("nan"))
+            return NOTHING
         return resampled_interval(statistic, self.n_images, draws=draws, seed=seed, centred=metric in CENTRED)
 
     def describe(self) -> str:
@@ -118,7 +118,7 @@ def difference(first: GcgScores, second: GcgScores, metric: str, *, draws: int =
         raise GroundingError(f"{first.n_images} and {second.n_images} images cannot be paired; score the same dataset")
     a, b = first.statistic(metric), second.statistic(metric)
     if a is None or b is None:
-        return Interval(float("nan"), float("nan"), float("nan"))
+        return NOTHING
     options = {"draws": draws, "seed": seed, "centred": metric in CENTRED}
     return resampled_interval(lambda counts: b(counts) - a(counts), first.n_images, **options)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,17 +76,3 @@ class GcgSettings(Settings):
         from core.text_encoders import load_text_encoder
 
         return load_text_encoder(self.text_encoder, nlp=nlp, device=self.loading.get("device", "auto"))
-
-
-def check_labels(own: list[str], predictions: Mapping[str, Any]) -> dict[str, str]:
-    """Folders of other systems' predictions by their rows' names.
-
-    Raises:
-        GroundingError: a label or a folder that is no text or empty, or the label of one of our own rows.
-    """
-    for label, folder in predictions.items():
-        if not all(isinstance(text, str) and text.strip() for text in (label, folder)):
-            raise GroundingError(f"predictions has {label!r}: {folder!r}; give `label: folder` pairs of two texts")
-        if label in own:
-            raise GroundingError(f"predictions has the label {label!r}, which is a row of our own; choose another")
-    return dict(predictions)

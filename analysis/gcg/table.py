@@ -27,9 +27,7 @@ def gcg_table(scores: Mapping[str, GcgScores], *, draws: int = 2000, seed: int =
         `text_encoder`, `n_phrases` and `n_missing`.
     """
     rows = [
-        {"method": label}
-        | {name: value for metric in (*CAPTIONS, *GLAMM) for name, value in _cells(own, metric, metric, draws, seed)}
-        | _about(own)
+        {"method": label} | _columns(own, {metric: metric for metric in (*CAPTIONS, *GLAMM)}, draws, seed) | _about(own)
         for label, own in scores.items()
     ]
     return pd.DataFrame(rows)
@@ -40,13 +38,8 @@ def optimal_table(scores: Mapping[str, GcgScores], *, draws: int = 2000, seed: i
     assignments; further columns as in `gcg_table`.
     """
     order = ("recall (optimal)", "precision (optimal)", "F1 (optimal)", "mIoU (optimal)")
-    rows = [
-        {"method": label}
-        | dict(_cells(own, "recall", "recall, GLaMM", draws, seed))
-        | {name: value for metric in order for name, value in _cells(own, metric, SHORT[metric], draws, seed)}
-        | _about(own)
-        for label, own in scores.items()
-    ]
+    shown = {"recall": "recall, GLaMM"} | {metric: SHORT[metric] for metric in order}
+    rows = [{"method": label} | _columns(own, shown, draws, seed) | _about(own) for label, own in scores.items()]
     return pd.DataFrame(rows)
 
 
@@ -113,10 +106,10 @@ def compare(differences: pd.DataFrame, first: str) -> str:
     return "\n".join(lines)
 
 
-def _cells(own: GcgScores, metric: str, name: str, draws: int, seed: int) -> list[tuple[str, float]]:
-    found = own.interval(metric, draws=draws, seed=seed)
-    names = (name, f"{name}_low", f"{name}_high")
-    return [(column, 100 * value) for column, value in zip(names, (found.value, found.low, found.high), strict=True)]
+def _columns(own: GcgScores, shown: Mapping[str, str], draws: int, seed: int) -> dict[str, float]:
+    """Metrics under the names that they are shown by."""
+    found = {name: own.interval(metric, draws=draws, seed=seed) for metric, name in shown.items()}
+    return {column: value for name, each in found.items() for column, value in each.columns(name).items()}
 
 
 def _about(own: GcgScores) -> dict[str, str | int]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from einops import rearrange
-from tqdm import tqdm
 
 from analysis.captured import run_folder
 from analysis.heads.points import measured_head_points
@@ -18,7 +16,8 @@ from core.errors import GroundingError
 from core.images import load_image
 from core.masks import encode_chosen
 from core.pipeline import Grounding
-from core.provenance import fingerprint
+from core.progress import progress_bar
+from core.provenance import segmenter_identity
 from core.record_folder import Record, RecordFolder
 from core.records import RunStore
 
@@ -87,14 +86,12 @@ def segment_heads(
     Raises:
         GroundingError: the records hold no points of heads.
     """
-    name = {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
-    config = {"heads_of": store.config, "layers": choice.layers, "heads": choice.heads, "segmenter": name}
-    config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    own = {"layers": list(choice.layers), "heads": list(choice.heads), "segmenter": segmenter_identity(segmenter)}
+    config = {"heads_of": store.config} | own
     found: RecordFolder[Record] = RecordFolder(settings.shared("heads", run_folder("heads", config)), config)
     done, held = found.done(), set(store.ids())
     missing = [(id, image) for id, image in dataset.items() if id in held and id not in done]
-    bar = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30, "disable": not progress}
-    for id, image in tqdm(missing, desc=f"masks of {len(choice)} heads", unit="image", **bar):
+    for id, image in progress_bar(missing, title=f"masks of {len(choice)} heads", shown=progress):
         points = measured_head_points(store.read(id))[:, list(choice.layers)][:, :, list(choice.heads)]
         flat = rearrange(points, "p l n c -> (p l n) c")
         unique, places = flat.unique(dim=0, return_inverse=True) if len(flat) else (flat, torch.zeros(0).long())
@@ -107,12 +104,15 @@ def segment_heads(
     return found
 
 
-def groundings_of_head(
-    store: RunStore, masks: RecordFolder[Record], dataset: Any, number: int
-) -> Iterator[tuple[str, Grounding]]:
-    """(record id, grounding) of every image with the masks of one head, by its place in `HeadChoice.names`."""
+def groundings_of_heads(
+    store: RunStore, masks: RecordFolder[Record], dataset: Any
+) -> Iterator[tuple[str, list[Grounding]]]:
+    """Record id and, in the order of `HeadChoice.names`, the grounding with the masks of each head; of every image that
+    has both records, each read once.
+    """
     for id, grounding in dataset.records(store):
         if masks.has(id):
             record = masks.read(id)
-            own = [(record.about["masks"][place],) for place in record.tensors["places"][:, number].tolist()]
-            yield id, replace(grounding, masks=tuple(own))
+            codes = [(code,) for code in record.about["masks"]]
+            heads = record.tensors["places"].T.tolist()
+            yield id, [replace(grounding, masks=tuple(codes[place] for place in places)) for places in heads]

@@ -50,6 +50,10 @@ class Ledger:
         """True objects, crowds left out."""
         return int(self.bins.sum())
 
+    def number(self, column: str) -> int:
+        """Objects in one of `BINS`, or within one of `BOUNDS`."""
+        return int(self._column(column).sum())
+
     def share(self, column: str, *, seed: int = 0) -> Interval:
         """The share of one of `BINS` or `BOUNDS` among all true objects, with its bootstrap interval over images."""
         return ratio_interval(self._column(column), self.bins.sum(axis=1), seed=seed)
@@ -190,11 +194,9 @@ def ledger_table(ledgers: Mapping[str, Ledger], *, seed: int = 0) -> pd.DataFram
     rows = []
     for label, ledger in ledgers.items():
         for column in (*BINS, *BOUNDS):
-            found = ledger.share(column, seed=seed)
-            row = {"method": label, "object": column, "share": 100 * found.value}
-            row |= {"low": 100 * found.low, "high": 100 * found.high}
-            number = ledger.bounds[:, BOUNDS.index(column)] if column in BOUNDS else ledger.bins[:, BINS.index(column)]
-            rows.append(row | {"objects": int(number.sum()), "of": ledger.n_objects})
+            row = {"method": label, "object": column}
+            row |= ledger.share(column, seed=seed).columns("share", ends=("low", "high"))
+            rows.append(row | {"objects": ledger.number(column), "of": ledger.n_objects})
     return pd.DataFrame(rows)
 
 
@@ -202,9 +204,8 @@ def reading(label: str, ledger: Ledger) -> str:
     """One sentence that says where most objects of a system get lost."""
     if ledger.n_objects == 0:
         return f"{label}: the data have no objects."
-    shares = {name: 100 * ledger.bins[:, number].sum() / ledger.n_objects for number, name in enumerate(BINS)}
-    lost = max(BINS[:-1], key=shares.get)
-    point, mask = (100 * ledger.bounds[:, number].sum() / ledger.n_objects for number in range(2))
+    shares = {name: 100 * ledger.number(name) / ledger.n_objects for name in (*BINS, *BOUNDS)}
+    lost, (point, mask) = max(BINS[:-1], key=shares.get), (shares[name] for name in BOUNDS)
     return (
         f"{label}: of {ledger.n_objects} objects {shares['counted']:.1f} % are counted; most of the others end in "
         f"{lost!r} ({shares[lost]:.1f} %). With true points {point:.1f} % could be counted, "

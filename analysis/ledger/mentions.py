@@ -43,8 +43,8 @@ def mention_table(
         intervals[LESS] = difference(scores[FIRST], scores[LATER], seed=seed)
         counts = {FIRST: int((~again).sum()), LATER: int(again.sum()), LESS: len(again)}
         for name, own in intervals.items():
-            row = {"method": label, "phrases": name, "PAcc": 100 * own.value}
-            rows.append(row | {"low": 100 * own.low, "high": 100 * own.high, "number": counts[name]})
+            row = {"method": label, "phrases": name} | own.columns("PAcc", ends=("low", "high"))
+            rows.append(row | {"number": counts[name]})
     return pd.DataFrame(rows)
 
 

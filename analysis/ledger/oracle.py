@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from jaxtyping import Bool
 from pycocotools import mask as rle
 from scipy.ndimage import distance_transform_edt
-from tqdm import tqdm
 
 from analysis.captured import run_folder
 from analysis.ledger.ledger import true_objects
@@ -18,7 +16,8 @@ from analysis.scoring.coco import CocoDataset, annotation_mask
 from analysis.settings import Settings
 from core.errors import GroundingError
 from core.images import load_image
-from core.provenance import fingerprint
+from core.progress import progress_bar
+from core.provenance import segmenter_identity
 from core.record_folder import Record, RecordFolder
 
 
@@ -50,12 +49,12 @@ def oracle_overlaps(
         segmenter: what `core.masks.load_segmenter` returned.
         progress: show a progress bar.
     """
-    sam = {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
-    config = {"what": "oracle points", "segmenter": sam, "data": settings.data or settings.data_name()}
+    config = {"what": "oracle points", "segmenter": segmenter_identity(segmenter)}
+    config |= {"data": settings.data or settings.data_name()}
     store: RecordFolder[Record] = RecordFolder(settings.shared("oracle", run_folder("oracle", config)), config)
-    missing = [image for image in dataset.images if str(image.id) not in store.done()]
-    bar = {"file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30, "disable": not progress}
-    for image in tqdm(missing, desc="oracle points", unit="image", **bar):
+    done = store.done()
+    missing = [image for image in dataset.images if str(image.id) not in done]
+    for image in progress_bar(missing, title="oracle points", shown=progress):
         masks = [annotation_mask(each, image.size) for each in true_objects(dataset, image.id)]
         try:
             store.write(str(image.id), Record({"iou": _overlaps(image, masks, segmenter)}, {}))

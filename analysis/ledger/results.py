@@ -18,8 +18,8 @@ def ledger_differences(ledgers: Mapping[str, Ledger], *, seed: int = 0) -> pd.Da
     for label in others:
         for column in (*BINS, *BOUNDS):
             found = ledgers[first].difference(ledgers[label], column, seed=seed)
-            ends = {"difference": found.value, "low": found.low, "high": found.high}
-            rows.append({"method": label, "object": column} | {name: 100 * value for name, value in ends.items()})
+            row = {"method": label, "object": column}
+            rows.append(row | found.columns("difference", ends=("low", "high")))
     return pd.DataFrame(rows, columns=["method", "object", "difference", "low", "high"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ from analysis.scoring.coco import CocoDataset
 from analysis.scoring.metrics import Interval
 from analysis.scoring.phrases import difference, score_points
 from analysis.scoring.precision import mask_scores, mask_table
-from analysis.settings import Settings
+from analysis.settings import Settings, folder_name
 from analysis.tables import Provenance
 from core.errors import GroundingError
 
@@ -59,7 +58,7 @@ def studied_models(settings: Settings, models: Mapping[str, Any]) -> tuple[Studi
     for label, model in models.items():
         if not all(isinstance(text, str) and text.strip() for text in (label, model)):
             raise GroundingError(f"models has {label!r}: {model!r}; give `label: model` pairs of two texts")
-        folder = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+        folder = folder_name(label)
         if label.startswith(RANDOM):
             raise GroundingError(f"the label {label!r} is the baseline's; choose another")
         if not folder or folder in (each.folder for each in study.values()):

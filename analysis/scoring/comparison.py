@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.scoring.metrics import Interval
+from analysis.scoring.metrics import NOTHING, Interval
 from analysis.scoring.phrases import PhraseScores, difference
 from core.errors import GroundingError
 
@@ -43,10 +43,10 @@ def compare_ways(ways: Mapping[str, Way], reference: str, *, name: str = "points
         raise GroundingError(f"there is no row {reference!r} to compare with; the rows are {', '.join(ways)}")
     base, rows = ways[reference], []
     for label, way in ways.items():
-        row = {name: label} | dict(zip(PACC, _percent(way.scores.interval(way.column, seed=seed)), strict=True))
         apart = difference(base.scores, way.scores, (base.column, way.column), seed=seed)
-        numbers = (float("nan"),) * 3 if label == reference else _percent(apart)
-        rows.append(row | dict(zip(DIFFERENCE, numbers, strict=True)) | {"n_phrases": len(way.scores.values)})
+        row = {name: label} | way.scores.interval(way.column, seed=seed).columns("PAcc")
+        row |= (NOTHING if label == reference else apart).columns("difference")
+        rows.append(row | {"n_phrases": len(way.scores.values)})
     return pd.DataFrame(rows, columns=[name, *PACC, *DIFFERENCE, "n_phrases"])
 
 
@@ -64,7 +64,3 @@ def describe_differences(frame: pd.DataFrame, reference: str) -> str:
         verdict = "nothing to compare" if pd.isna(value) else told_apart(low, high)
         lines.append(f"  {row[name]}: {verdict}, {Interval(value / 100, low / 100, high / 100).points()}")
     return "\n".join(lines)
-
-
-def _percent(interval: Interval) -> tuple[float, float, float]:
-    return 100 * interval.value, 100 * interval.low, 100 * interval.high

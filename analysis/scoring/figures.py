@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +13,66 @@ from matplotlib.figure import Figure
 from analysis.figures import PALETTE, plot_intervals
 
 CLEAR, UNCLEAR = PALETTE[1], "#999999"
+
+
+def plot_beside_paper(
+    ours: pd.DataFrame, paper: pd.DataFrame, names: Sequence[str], *, label: str, width: float
+) -> Figure:
+    """Metrics with 95 % intervals above, the paper's in grey below on Axes of their own: other models, other data.
+
+    Args:
+        ours: columns `label` and the metrics with `_low` and `_high`, in percent.
+        paper: the same columns without intervals, and `source`.
+        names: the metrics, from left to right.
+        label: column of the rows' names.
+        width: of the figure, in inches.
+    """
+    heights = [len(ours) + 0.6, len(paper)]
+    size = (width, 1.8 + 0.42 * sum(heights))
+    figure, axes = plt.subplots(2, len(names), figsize=size, height_ratios=heights, layout="constrained", squeeze=False)
+    for column, name in enumerate(names):
+        above, below = axes[:, column]
+        plot_intervals(ours, label=label, value=name, low=f"{name}_low", high=f"{name}_high", ax=above)
+        plot_intervals(paper, label=label, value=name, colours="#AAAAAA", ax=below)
+        for ax in (above, below):
+            ax.set_xlim(0, max(10.0, 1.1 * np.nanmax([*ours[f"{name}_high"], *ours[name], *paper[name]])))
+            if column:
+                ax.set_yticklabels([])
+        above.set_title(f"{name}, measured here", loc="left", fontsize=9)
+        below.set_title(f"{name}, published: {paper['source'].iloc[0]}", loc="left", fontsize=9, color="#666")
+    return figure
+
+
+def plot_grouped_dots(
+    frame: pd.DataFrame, names: Sequence[str], *, label: str, ticks: Sequence[str], ax: Axes
+) -> list[np.ndarray]:
+    """For each metric a group of dots with their intervals, one for each row, in percent.
+
+    Args:
+        frame: columns `label` and the metrics with `_low` and `_high`.
+        names, ticks: the metrics and what stands beneath them.
+        label: column of the rows' names.
+        ax: where.
+
+    Returns:
+        Of each row the places of its dots.
+    """
+    step, found = 0.7 / max(len(frame), 1), []
+    for number, (_, row) in enumerate(frame.iterrows()):
+        colour = PALETTE[(number + 1) % len(PALETTE)]
+        places = np.arange(len(names)) + step * (number - (len(frame) - 1) / 2)
+        ax.plot(places, row[list(names)].to_numpy(float), "o", color=colour, markersize=6, label=str(row[label]))
+        for place, name in zip(places, names, strict=True):
+            ends = row[[f"{name}_low", f"{name}_high"]].to_numpy(float)
+            ax.plot([place, place], ends, "-", color=colour, linewidth=2, label=f"_{row[label]}: {name}")
+        found.append(places)
+    ax.set_xticks(range(len(names)), ticks)
+    ax.set(ylabel="%", ylim=(0, 100))
+    ax.grid(axis="y", color="#ddd", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return found
 
 
 def plot_compared(

@@ -32,6 +32,18 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def in_percent(self) -> Interval:
+        """The same of a share in percent."""
+        return Interval(100 * self.value, 100 * self.low, 100 * self.high)
+
+    def columns(self, name: str, *, ends: tuple[str, str] | None = None) -> dict[str, float]:
+        """Of a share, in percent, what a table's row holds: `name`, and its ends under `name` with `_low` and `_high`
+        behind it, or under two other names.
+        """
+        low, high = ends or (f"{name}_low", f"{name}_high")
+        return {name: 100 * self.value, low: 100 * self.low, high: 100 * self.high}
+
     def percent(self) -> str:
         """For example "34.0 [31.2, 36.9] %"."""
         if np.isnan(self.value):
@@ -44,6 +56,9 @@ class Interval:
 
     def _numbers(self) -> str:
         return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 
 
 def point_hits(points: pd.DataFrame, dataset: CocoDataset, *, crowds: bool = True) -> Bool[np.ndarray, " p"]:

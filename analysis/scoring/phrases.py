@@ -12,13 +12,12 @@ from jaxtyping import Float, Shaped
 
 from analysis.scoring.coco import CocoDataset
 from analysis.scoring.matching import CategoryMatcher
-from analysis.scoring.metrics import Interval, difference_interval, per_image, point_hits, ratio_interval
+from analysis.scoring.metrics import NOTHING, Interval, difference_interval, per_image, point_hits, ratio_interval
 from analysis.scoring.random_point import area_shares
 from core.errors import GroundingError
 from core.pipeline import Grounding
 
 PHRASE_COLUMNS = ["image_id", "phrase", "text", "root", "category_id", "category", "similarity", "x", "y"]
-NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from pycocotools.cocoeval import COCOeval
 
 from analysis.scoring.coco import CocoDataset
-from analysis.scoring.metrics import AP_AR, Interval, coco_evaluation, percentile_interval, resamples
+from analysis.scoring.metrics import AP_AR, NOTHING, Interval, coco_evaluation, percentile_interval, resamples
 from core.errors import GroundingError
 
 DRAWS = 200
@@ -162,8 +162,7 @@ def mask_table(scores: Mapping[str, MaskScores], reference: str) -> pd.DataFrame
         for name in AP_AR:
             if np.isnan(own.values[name]):
                 continue
-            nothing = Interval(float("nan"), float("nan"), float("nan"))
-            apart = nothing if label == reference else mask_difference(scores[reference], own, name)
+            apart = NOTHING if label == reference else mask_difference(scores[reference], own, name)
             numbers = [100 * x for one in (own.interval(name), apart) for x in (one.value, one.low, one.high)]
             rows.append((label, name, *numbers))
     ends = ["difference", "difference_low", "difference_high"]

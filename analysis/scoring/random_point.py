@@ -16,7 +16,7 @@ from analysis.scoring.coco import CocoDataset, CocoImage, coco_results
 from core.errors import GroundingError
 from core.images import load_image
 from core.masks import Segmenter, encode_chosen
-from core.provenance import fingerprint
+from core.provenance import segmenter_identity
 from core.record_folder import Record, RecordFolder
 
 
@@ -87,7 +87,7 @@ def segment_random_points(
         "baseline": "random point",
         "seed": seed,
         "mask_choice": mask_choice,
-        "segmenter": {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)},
+        "segmenter": segmenter_identity(segmenter),
         "dataset": dataset.name,
     }
     store: RecordFolder[Record] = RecordFolder(directory, config)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.settings import Settings
+from analysis.settings import Settings, folder_name
 from analysis.tables import Provenance
 from analysis.vqa.harness import SCENES, run_tasks, write_tasks
 from analysis.vqa.results import TaskResult
@@ -51,7 +50,7 @@ class VqaSettings(Settings):
             GroundingError: lmms-eval is not installed, or does not know a task.
         """
         size = batch_size or self.batch_size
-        name = f"{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')}-batch{size}{'-maps' if maps else ''}"
+        name = f"{folder_name(label)}-batch{size}{'-maps' if maps else ''}"
         options = {"limit": self.n_images or None} if self.tasks else {"include_path": self.write_data()}
         folder = self.path("results", "tasks" if self.tasks else self._scenes(), name)
         asked = self.task_names() if tasks is None else tuple(tasks)
@@ -79,17 +78,3 @@ class VqaSettings(Settings):
 
     def _scenes(self) -> str:
         return f"{self.split}-seed{self.seed}-n{self.n_images}"
-
-
-def check_results(own: list[str], results: Mapping[str, Any]) -> dict[str, str]:
-    """Folders of results that were measured elsewhere by their rows' names.
-
-    Raises:
-        GroundingError: a label or a folder that is no text or empty, or the label of one of our own rows.
-    """
-    for label, folder in results.items():
-        if not all(isinstance(text, str) and text.strip() for text in (label, folder)):
-            raise GroundingError(f"results has {label!r}: {folder!r}; give `label: folder` pairs of two texts")
-        if label in own:
-            raise GroundingError(f"results has the label {label!r}, which is a row of our own; choose another")
-    return dict(results)
