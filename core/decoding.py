@@ -141,11 +141,12 @@ def refuse_image_token(answers: list[Tensor], family: Family) -> None:
 
 
 def describe(options: dict[str, Any]) -> dict[str, Any]:
-    """The options as JSON can hold them."""
+    """The options as JSON can hold them; who listens while an answer is written does not belong to them."""
     simple = (str, int, float, bool, type(None))
     return {
         name: value
         if isinstance(value, simple) or (isinstance(value, list) and all(isinstance(v, simple) for v in value))
         else repr(value)
         for name, value in options.items()
+        if name != "streamer"
     }

@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 import tiny_groundings
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from py_mini_racer import MiniRacer
 from tiny_coco import compressed, grounding, rectangle
 
 from analysis.explorer.data import explorer_data, utf16_places
 from analysis.explorer.page import explorer_iframe, explorer_page, save_html
-from core.attention import normalize
+from core.attention import AGGREGATIONS, NORMALIZATIONS
 from core.errors import GroundingError
-from core.geometry import View
+from core.geometry import View, map_to_pixels
 from core.options import GroundOptions
-from core.points import prompt_points
+from core.pipeline import ground, phrase_points
 
 SIZES = [(60, 90), (110, 60), (64, 64)]
 ATOB = """
@@ -47,7 +49,7 @@ def page():
     """The page's own functions, in V8."""
     engine = MiniRacer()
     engine.eval(ATOB)
-    engine.eval((files("analysis") / "explorer" / "explorer.js").read_text(encoding="utf-8"))
+    engine.eval((files("analysis") / "explorer" / "maps.js").read_text(encoding="utf-8"))
 
     def run(call: str, *values):
         """What an expression gives, with the values as `given`."""
@@ -61,9 +63,8 @@ def answered(size, seed: int = 0, masks: bool = True):
     """An answer with a thumbnail and newline slots among its visual tokens, on a box that sticks out of the picture."""
     made = tiny_groundings.generation(size=size, seed=seed)
     view = View("grid", made.views[-1].index, (-7.0, -3.5, size[1] + 4.0, size[0] + 9.0))
-    told = replace(made, views=(view,))
-    from core.pipeline import ground
-
+    baseline = torch.rand(made.attention.shape[1], generator=torch.Generator().manual_seed(seed)) / 50
+    told = replace(made, views=(view,), prompt_attention=baseline)
     picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
     found = ground(told, picture, segmenter=None, nlp=tiny_groundings.nlp())
     code = (compressed(rectangle(size, 5, 5, 30, 40)),)
@@ -71,32 +72,54 @@ def answered(size, seed: int = 0, masks: bool = True):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("how", ["none", "sequence"])
-def test_the_pages_points_are_cores(page, size, how):
+@pytest.mark.parametrize("how", NORMALIZATIONS)
+@pytest.mark.parametrize("corners", [False, True])
+def test_the_pages_points_are_cores(page, size, how, corners):
     found, picture = answered(size)
     data = explorer_data(found, picture)
-    maps = normalize(found.generation.attention, how)
-    box = list(found.view.box)
-    for aggregation in ("mean", "max", "first"):
+    told = {"written": [start < end for start, end in data["tokens"]]}
+    for aggregation in AGGREGATIONS:
         for phrase in found.phrases:
-            rows = maps[list(phrase.tokens)]
-            whole = {"mean": rows.mean(0), "max": rows.amax(0), "first": rows[0]}[aggregation]
-            expected = prompt_points(whole[None], found.view, size)[0].tolist()
-            own = (
-                "Explorer.aggregated(Explorer.normalized(Explorer.decodeMaps(given[0]), given[1]), given[2], given[3])"
-            )
-            shape = f"{size[0]}, {size[1]}, given[4]"
-            call = f"Explorer.peak(Explorer.upsampled({own}, given[0].grid, {shape}), {shape})"
-            assert page(call, data, how, list(phrase.tokens), aggregation, box) == expected
+            options = {"normalization": how, "aggregation": aggregation, "remove_corners": corners}
+            expected = phrase_points(found.generation, [phrase], **options)[0].tolist()
+            maps = "normalized(decodeMaps(a), how, {...told, baseline: a.prompt_map && decodeMaps(a.prompt_map)[0]})"
+            call = f"promptPoint({maps}, tokens, aggregation, a.views.at(-1), a.size, corners)"
+            names = "const [a, how, told, tokens, aggregation, corners] = given;"
+            given = (data, how, told, list(phrase.tokens), aggregation, not corners)
+            assert page(f"(() => {{ {names} return {call}; }})()", *given) == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    h=st.integers(1, 7),
+    w=st.integers(1, 7),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    edges=st.tuples(*[st.floats(-9, 9)] * 4),
+    levels=st.sampled_from([1, 2, 5, 1000]),
+    seed=st.integers(0, 99),
+)
+def test_the_peak_is_that_of_the_whole_upsampled_map(page, h, w, size, edges, levels, seed):
+    values = np.random.default_rng(seed).integers(0, levels, h * w) / levels
+    x0, y0, x1, y1 = edges
+    box = [x0, y0, max(size[1] + x1, x0 + 1), max(size[0] + y1, y0 + 1)]
+    view = {"h": h, "w": w, "index": list(range(h * w)), "box": box}
+    inside = [x0 + 0.5 < size[1] and y0 + 0.5 < size[0], box[2] > 0.5 and box[3] > 0.5]
+    columns = [x for x in range(size[1]) if box[0] <= x + 0.5 <= box[2]]
+    rows = [y for y in range(size[0]) if box[1] <= y + 0.5 <= box[3]]
+    assume(all(inside) and columns and rows)
+    whole = np.array(page(f"Array.from(upsampled(given[0], given[1], {size[0]}, {size[1]}))", list(values), view))
+    seen = whole.reshape(size)[np.ix_(rows, columns)]
+    found = page("peakOf(given[0], given[1], given[2], given[3])", list(values), view, *size)
+    assert found["value"] == pytest.approx(seen.max(), abs=1e-12)
+    x, y = (int(each - 0.5) for each in found["point"])
+    assert whole.reshape(size)[y, x] == pytest.approx(seen.max(), abs=1e-12) and x in columns and y in rows
 
 
 def test_upsampling_equals_cores_resampling(page):
-    from core.geometry import map_to_pixels
-
     found, picture = answered((60, 90))
     data, values = explorer_data(found, picture), found.generation.attention[2]
     expected = map_to_pixels(values[found.view.index], found.view, size=(60, 90)).flatten().tolist()
-    call = "Array.from(Explorer.upsampled(Explorer.decodeMaps(given[0])[2], given[0].grid, 60, 90, given[0].grid.box))"
+    call = "Array.from(upsampled(decodeMaps(given[0])[2], given[0].views.at(-1), 60, 90))"
     np.testing.assert_allclose(page(call, data), expected, atol=float(values.max()) / 30000)
 
 
@@ -105,21 +128,31 @@ def test_a_place_finds_its_cell_and_the_words_that_looked_there(page):
     data = explorer_data(found, picture)
     for row, column in ((0, 0), (2, 3), (3, 5)):
         x0, y0, x1, y1 = found.view.cell(row, column)
-        cell = page("Explorer.cellAt(given[0], given[1], given[2])", data["grid"], (x0 + x1) / 2, (y0 + y1) / 2)
+        cell = page("cellAt(given[0], given[1], given[2])", data["views"][-1], (x0 + x1) / 2, (y0 + y1) / 2)
         assert cell == int(found.view.index[row, column])
-    assert page("Explorer.cellAt(given[0], -20, 5)", data["grid"]) is None
-    shares = page("Explorer.lookedAt(Explorer.decodeMaps(given[0]), given[0].grid, given[1])", data, cell)
+    assert page("cellAt(given[0], -20, 5)", data["views"][-1]) is None
+    shares = page("lookedAt(decodeMaps(given[0]), given[0].views.at(-1), given[1])", data, cell)
     attention = found.generation.attention
     seen = attention[:, found.view.index.flatten()]
     np.testing.assert_allclose(shares, (attention[:, cell] / seen.amax(1)).tolist(), atol=1e-3)
+
+
+def test_the_same_words_of_another_tokenisation(page):
+    spans, others = [[0, 3], [3, 8], [8, 8]], [[0, 2], [2, 5], [5, 8], [8, 8]]
+    assert page("sameWords(given[0], [1], given[1])", spans, others) == [1, 2]
+    assert page("sameWords(given[0], [2], given[1])", spans, others) == []
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_masks_are_decoded_as_coco_encodes_them(page, size):
     mask = np.random.default_rng(1).random(size) < 0.3
     for each in (mask, np.zeros(size, bool), np.ones(size, bool), rectangle(size, 0, 3, 9, 20)):
-        decoded = page("Array.from(Explorer.decodeMask(given[0]))", compressed(each))
+        decoded = page("Array.from(decodeMask(given[0]))", compressed(each))
         assert np.array_equal(np.array(decoded, bool).reshape(size), each)
+        for drawn in ((31, 200), (300, 17)):
+            rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(drawn, size, strict=True))
+            small = page(f"Array.from(decodeMask(given[0], {drawn[0]}, {drawn[1]}))", compressed(each))
+            assert np.array_equal(np.array(small, bool).reshape(drawn), each[np.ix_(rows, columns)])
 
 
 def test_nothing_of_a_hostile_answer_can_run_or_leave_its_place():
@@ -129,7 +162,7 @@ def test_nothing_of_a_hostile_answer_can_run_or_leave_its_place():
     text = explorer_page([explorer_data(odd, Image.new("RGB", (90, 60)), prompt=evil, title=evil)], title=evil)
     assert text.count("<script") == 2 and text.count("</script>") == 2 and "<img" not in text
     data = re.search(r'<script type="application/json" id="answers">(.*?)</script>', text, re.DOTALL)[1]
-    assert json.loads(data)[0]["text"] == evil and not set("<>&") & set(data)
+    assert json.loads(data)["answers"][0]["text"] == evil and not set("<>&") & set(data)
     assert "innerHTML" not in text and "eval(" not in text
 
 
@@ -139,7 +172,7 @@ def test_the_policy_allows_the_pages_own_script_and_style_and_nothing_else():
     policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1])
     assert "default-src 'none'" in policy and "unsafe" not in policy
     for kind in ("script", "style"):
-        content = re.search(rf"<{kind}>(.*?)</{kind}>", text, re.DOTALL)[1]
+        content = re.search(rf"<{kind}(?: type=\"module\")?>(.*?)</{kind}>", text, re.DOTALL)[1]
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy
     assert not re.search(r"https?://", text)
@@ -170,7 +203,8 @@ def test_what_cannot_be_explored_is_refused():
     found, picture = answered((60, 90))
     with pytest.raises(GroundingError, match="the picture is 30 x 40"):
         explorer_data(found, Image.new("RGB", (40, 30)))
-    slim = replace(found, generation=replace(found.generation, attention=found.generation.attention[:, :0]))
+    made = replace(found.generation, attention=found.generation.attention[:, :0], prompt_attention=None)
+    slim = replace(found, generation=made)
     with pytest.raises(GroundingError, match="kept without maps"):
         explorer_data(slim, picture)
     with pytest.raises(GroundingError, match="no answer to explore"):
@@ -183,4 +217,4 @@ def test_the_frame_holds_the_whole_page_and_is_shut_in():
     frame = explorer_iframe([data])
     assert 'sandbox="allow-scripts"' in frame and "allow-same-origin" not in frame
     assert html.unescape(re.search(r'srcdoc="([^"]*)"', frame)[1]) == explorer_page([data])
-    assert all(phrase["mask"] is None for phrase in data["phrases"])
+    assert all(phrase["masks"] == [] for phrase in data["phrases"])

@@ -32,6 +32,7 @@ NAMES = (
     "doctor",
     "encoder_tables",
     "error_ledger",
+    "explorer",
     "four_challenges",
     "grounded_conversation",
     "grounded_conversation_generation",
@@ -58,6 +59,7 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
         "tables": ["table2_gcg", "gcg_protocols"],
         "records": [],
     },
+    "explorer": {"figures": ["selected"], "tables": [], "records": ["explorer.html"]},
     "error_ledger": {"figures": ["error_ledger"], "tables": ["error_ledger", "mentions"], "records": []},
     "four_challenges": {
         "figures": ["four_challenges", "challenge_scores"],

@@ -1,1 +1,1 @@
-"""The explorer: a page on which a grounded answer is clicked through, without a model and without a kernel."""
+"""Ask, click a word, see where the model looked: in a notebook, and as a page of its own."""

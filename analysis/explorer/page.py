@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from analysis.explorer.data import known_options
 from core.atomic import write_atomically
 from core.errors import GroundingError
 
@@ -26,21 +27,21 @@ def explorer_page(answers: Sequence[dict[str, Any]], *, title: str = "Where the 
     """
     if not answers:
         raise GroundingError("there is no answer to explore; give at least one")
-    script, style = (_asset(name) for name in ("explorer.js", "explorer.css"))
+    script, style = script_of("page.js"), asset("explorer.css")
     policy = (
         f"default-src 'none'; img-src data:; script-src 'sha256-{_hash(script)}'; style-src 'sha256-{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    told = json.dumps(list(answers), ensure_ascii=True, allow_nan=False)
+    told = json.dumps({"answers": list(answers), "known": known_options()}, ensure_ascii=True, allow_nan=False)
     for sign, code in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
         told = told.replace(sign, code)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{style}</style></head><body>"
+        f'<title>{html.escape(title)}</title><style>{style}</style></head><body class="explorer-page">'
         f'<div id="explorer"></div><script type="application/json" id="answers">{told}</script>'
-        f"<script>{script}</script></body></html>"
+        f'<script type="module">{script}</script></body></html>'
     )
 
 
@@ -61,7 +62,13 @@ def explorer_iframe(answers: Sequence[dict[str, Any]], *, height: int = 760) -> 
     )
 
 
-def _asset(name: str) -> str:
+def script_of(start: str) -> str:
+    """The explorer's script: what it computes, what it shows, and the file that starts it."""
+    return "".join(asset(name) for name in ("maps.js", "view.js", start))
+
+
+def asset(name: str) -> str:
+    """A file of this package."""
     return (files("analysis") / "explorer" / name).read_text(encoding="utf-8")
 
 
