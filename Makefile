@@ -15,12 +15,15 @@ STAMP := $(VENV)/.installed
 EXTRAS := evaluation,training,families,vqa,development
 
 .DEFAULT_GOAL := help
-.PHONY: help install report figures test bench embedded lint
+.PHONY: help install explore report figures test browser bench embedded lint
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create .venv and install everything (the other verbs do this by themselves)
+
+explore: $(STAMP)  ## JupyterLab with the explorer: ask, click a word, see where the model looked (Run > Run All Cells)
+	$(RUN) -m jupyterlab notebooks/explorer.ipynb $(ARGS)
 
 report: $(STAMP)  ## run the notebooks of PROFILE (default: embedded) -> reports/PROFILE/index.html
 	$(RUN) -m analysis.report --profile $(PROFILE) $(ARGS)
@@ -28,10 +31,13 @@ report: $(STAMP)  ## run the notebooks of PROFILE (default: embedded) -> reports
 figures: $(STAMP)  ## draw the figures of PROFILE's report again, without a model (ARGS="--style grayscale")
 	$(RUN) -m analysis.report.figures --profile $(PROFILE) $(ARGS)
 
-test: $(STAMP)  ## run the tests, a file at a time on each of two cores
+test: $(STAMP) browser  ## run the tests, a file at a time on each of two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
-bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation), difflmm (against LLaVA) or gcg (scores)
+browser: $(STAMP)  ## find a Chromium for the explorer's tests, or install one
+	@$(RUN) tests/browser.py
+
+bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation), difflmm (against LLaVA), gcg (scores), explorer (clicks)
 	$(RUN) benchmarks/bench_$(BENCH).py $(ARGS)
 
 embedded: $(STAMP)  ## train the embedded models again (a long run on a CPU)

@@ -1,4 +1,4 @@
-"""A real Chromium, and a real JupyterLab for it to open."""
+"""A real Chromium, and a real JupyterLab for it to open. Run as a script, it sees to it that a Chromium is there."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ NOISE = ("Failed to load resource", "ERR_", "net::", "WebSocket")  # of a machin
 def find_chromium() -> str | None:
     """Path of an installed Chromium or Chrome; None for playwright's own."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def install() -> None:
+    """A browser from the system's packages (Debian, Ubuntu) or, elsewhere, the one that playwright brings."""
+    as_root = [] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["sudo", "-n"]
+    if shutil.which("apt-get") and (not as_root or shutil.which("sudo")):
+        quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}}
+        packages = ["chromium", "fonts-dejavu-core"]
+        subprocess.run([*as_root, "apt-get", "-qq", "update"], **quiet)
+        subprocess.run([*as_root, "apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages], **quiet)
+    if find_chromium() is None:
+        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"])
 
 
 @contextlib.contextmanager
@@ -91,3 +103,19 @@ def _wait(address: str, server: subprocess.Popen, log: Path, seconds: float = 12
             return
         time.sleep(0.3)
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+def main() -> int:
+    if find_chromium() is None:
+        install()
+    try:
+        with chromium() as browser:
+            print(f"Chromium {browser.version} runs")
+    except pytest.fail.Exception as problem:
+        print(f"{problem}\nInstall Chromium or Chrome, then try again.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -60,7 +60,7 @@ def test_the_environment_is_in_pyproject(declared, environment):
     found = {name: bounds for name, bounds in {**conda, **pip}.items() if name not in CONDA_ONLY}
     assert {name: bounds for name, bounds in found.items() if expected.get(name) != bounds} == {}
     assert set(conda) >= CONDA_ONLY
-    assert set(pip) == {"segment-anything", "lmms-eval", "mini-racer"}
+    assert set(pip) == {"segment-anything", "lmms-eval", "mini-racer", "playwright"}
 
 
 def test_python_bound_is_the_same_everywhere(project, environment):

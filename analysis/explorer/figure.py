@@ -55,7 +55,7 @@ def plot_looks(looks: Sequence[tuple[Told, Grounding]]) -> Figure:
     """
     columns = 2 if any(found.masks[0] for _, found in looks) else 1
     height, width = looks[0][1].image_size
-    size = (4.4 * columns, len(looks) * (4.4 * min(max(height / width, 0.4), 1.6) + 0.5))
+    size = (3.6 * columns, len(looks) * (3.6 * min(max(height / width, 0.4), 1.6) + 0.5))
     figure, axes = plt.subplots(len(looks), columns, figsize=size, squeeze=False, layout="constrained")
     for (left, *right), (told, found) in zip(axes, looks, strict=True):
         values = to_grid(found.maps, found.view)[0].numpy()
@@ -66,7 +66,7 @@ def plot_looks(looks: Sequence[tuple[Told, Grounding]]) -> Figure:
         left.set_title(f"{found.phrases[0].text}: {told.model}{changes and ', '}{changes}", fontsize=8, loc="left")
         for ax in right:
             masks = [decode_rle(code).numpy() for code in found.masks[0]]
-            colours = [PALETTE[i] for i in range(len(masks))]
+            colours = [PALETTE[3 + i] for i in range(len(masks))]
             plot_overlay(told.image, masks, colours, points=[point] if masks else [], ax=ax)
             told_scores = ", ".join(f"{score:.2f}" for score in found.scores[0].tolist())
             ax.set_title(f"masks, estimated IoU {told_scores}" if masks else "no mask", fontsize=9, loc="left")

@@ -162,6 +162,7 @@ function mountExplorer(root, store) {
       context.drawImage(picture, 0, 0, pane.canvas.width, pane.canvas.height);
       pane.base = context.getImageData(0, 0, pane.canvas.width, pane.canvas.height);
       later();
+      setTimeout(() => { if (!gone && written.length) lookOf(answer, [written[0]]); }); // so that the first click finds all at hand
     };
     picture.src = answer.picture;
   }
