@@ -37,7 +37,7 @@ class TransformersSam(Backend):
 
     def embed(self, pixels: np.ndarray) -> Embedding:
         """As the interface has it."""
-        inputs = self.processor(images=[pixels], input_data_format="channels_last", return_tensors="pt")
+        inputs = self.processor(images=[pixels.copy()], input_data_format="channels_last", return_tensors="pt")
         return self.named(self.model.get_image_embeddings(inputs["pixel_values"].to(self.device)))
 
     def named(self, found: Any) -> Embedding:
