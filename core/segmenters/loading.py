@@ -86,14 +86,17 @@ def _load(source: str, model_type: str | None) -> Backend:
 @contextmanager
 def _told(source: str) -> Iterator[Any]:
     """What transformers says of a checkpoint that it cannot load, with what can be given instead."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except GroundingError:
         raise
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise GroundingError(
-            f"no segmenter could be loaded from {source!r}: {str(error).strip().splitlines()[0]} Give a checkpoint of "
-            "the segment-anything package, a directory written by save_pretrained (config.json, "
+            f"no segmenter could be loaded from {source!r}: {said} Give a checkpoint of the segment-anything package, "
+            "a directory written by save_pretrained (config.json, "
             "preprocessor_config.json, weights), a hub id that this machine can download or has in its cache, or "
             "'embedded'"
         ) from error
