@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_groundings import SIZE, generation, nlp
 from tiny_sam import random_sam
 from tiny_segmenters import SEGMENTERS, SIDE, sam, tiny_segmenter
 
 from core.embeddings import keep_embeddings
 from core.errors import GroundingError
-from core.masks import MASK_CHOICES, Segmenter, choose, load_segmenter
+from core.masks import MASK_CHOICES, Segmenter, choose, decode_rle, load_segmenter
+from core.pipeline import ground
 from core.provenance import segmenter_identity
 from core.segmenters.loading import BACKENDS
 from core.segmenters.segment_anything import SegmentAnything
@@ -175,6 +177,19 @@ def test_kept_embeddings_come_back_bit_for_bit(kind: str, tmp_path, monkeypatch)
     assert all(torch.equal(first.embedding[name], later.embedding[name]) for name in first.embedding)
     found, expected = later.predict(some_points(size)), first.predict(some_points(size))
     assert torch.equal(found.masks, expected.masks) and torch.equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("preset", ["paper", "mask_prompt"])
+@pytest.mark.parametrize("kind", ["sam_hq", "sam2"])
+def test_an_answer_is_grounded_by_any_segmenter(kind: str, preset: str) -> None:
+    image, segmenter = picture(SIZE), loaded(kind)
+    found = ground(generation(), image, segmenter=segmenter, nlp=nlp(), options=preset)
+    assert found.segmenter == segmenter.name and found.scores.shape == (2, 1)
+    if preset == "paper":
+        expected = choose(segmenter.predict(found.points))
+        assert torch.equal(found.scores, expected.scores)
+        for (code,), mask in zip(found.masks, expected.masks[:, 0], strict=True):
+            assert torch.equal(decode_rle(code), mask)
 
 
 def test_hq_sam_hands_masks_back_in_the_order_of_its_tokens() -> None:
