@@ -27,7 +27,7 @@ from core.errors import GroundingError
 from core.generation import Generation
 from core.options import PRESETS, GroundOptions
 from core.pipeline import Grounding
-from core.provenance import fingerprint
+from core.provenance import segmenter_identity
 from core.records import RunStore
 from core.run import ground_dataset
 
@@ -63,7 +63,8 @@ def capture_run(
         told: print how many images have a record.
     """
     if segmenter is not None:
-        own = run_folder(segmenter.name, {"at": fingerprint(segmenter.predictor.model)})
+        marks = segmenter_identity(segmenter)
+        own = run_folder(marks.pop("name"), {"at": marks.pop("fingerprint")} | marks)
         keep_embeddings(segmenter, settings.shared("embeddings", own))
     loaded = {"lmm": lmm, "segmenter": segmenter, "nlp": nlp}
     run = settings.run_options(**{"per_head": True} | settings.options)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from core.masks import Segmenter
 from core.provenance import segmenter_identity
 from core.record_folder import Record, RecordFolder
+from core.segmenters.backend import Embedding
 
 
 class EmbeddingFolder:
-    """Embeddings by the pixels they are of: float32 [1, c, h, w], 4 MB an image for the released checkpoints. They come
-    back bit for bit.
+    """Embeddings by the pixels they are of: float32 tensors by name. Segment Anything has one, 4 MB an image for the
+    released checkpoints; SAM 2 has features of three levels, 17 MB. They come back bit for bit.
     """
 
     def __init__(self, directory: str | Path, segmenter: Segmenter):
@@ -26,17 +24,17 @@ class EmbeddingFolder:
         config = {"segmenter": segmenter_identity(segmenter), "what": "image embeddings"}
         self._records: RecordFolder[Record] = RecordFolder(directory, config)
 
-    def read(self, key: str) -> Tensor | None:
+    def read(self, key: str) -> Embedding | None:
         """The embedding of an image, None where it has none yet.
 
         Raises:
             GroundingError: a damaged file.
         """
-        return self._records.read(key).tensors["embedding"] if self._records.has(key) else None
+        return dict(self._records.read(key).tensors) if self._records.has(key) else None
 
-    def write(self, key: str, embedding: Tensor) -> None:
+    def write(self, key: str, embedding: Embedding) -> None:
         """Keep the embedding of an image."""
-        self._records.write(key, Record({"embedding": embedding.to("cpu", torch.float32)}, {}))
+        self._records.write(key, Record({name: tensor.cpu() for name, tensor in embedding.items()}, {}))
 
 
 def keep_embeddings(segmenter: Segmenter, directory: str | Path) -> None:

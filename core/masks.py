@@ -1,4 +1,4 @@
-"""Segment Anything: prompts in pixels of the original image -> masks, scores, COCO run-length codes."""
+"""A segmenter: prompts in pixels of the original image -> masks, scores, COCO run-length codes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.errors import GroundingError
-from core.sam import load_sam
-from core.weights import weights_path
+from core.mask_prompts import bright_boxes, mask_inputs, shares
+from core.segmenters.backend import Backend, Embedding
+from core.segmenters.loading import load_backend
+from core.segmenters.segment_anything import SegmentAnything
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +36,7 @@ class Masks:
     Attributes:
         masks: bool [p, m, H, W] at the original image's size; m = 3 (small to large: part, whole, scene) unless
             chosen from.
-        scores: float32 [p, m], Segment Anything's own estimate of each mask's IoU.
+        scores: float32 [p, m], the model's own estimate of each mask's IoU.
     """
 
     masks: Bool[Tensor, "p m H W"]
@@ -42,7 +44,13 @@ class Masks:
 
 
 class Segmenter:
-    """A Segment Anything model that encodes an image once and answers many prompts on it.
+    """A segmentation model that encodes an image once and answers many prompts on it.
+
+    Attributes:
+        backend: the model behind it.
+        name: for records and folders.
+        embedding: of the image that is set.
+        embeddings: where embeddings are kept, see `core.embeddings.keep_embeddings`.
 
     >>> import torch
     >>> from core import load_image, load_segmenter
@@ -52,13 +60,19 @@ class Segmenter:
     torch.Size([1, 3, 320, 240])
     """
 
-    def __init__(self, model: Sam, *, name: str = "custom"):
-        from segment_anything import SamPredictor
-
+    def __init__(self, model: Backend | Sam, *, name: str = "custom"):
+        """Take a backend, or a model of the segment-anything package."""
+        self.backend = model if isinstance(model, Backend) else SegmentAnything(model)
         self.name = name
-        self.predictor = SamPredictor(model.eval())
+        self.embedding: Embedding = {}
+        self.embeddings: EmbeddingFolder | None = None
         self._image_key: bytes | None = None
-        self.embeddings: EmbeddingFolder | None = None  # see `core.embeddings.keep_embeddings`
+        self._image_size = (0, 0)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with all its weights."""
+        return self.backend.model
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -69,7 +83,7 @@ class Segmenter:
         """
         if self._image_key is None:
             raise GroundingError("no image is set; call set_image(image) before asking for masks")
-        return tuple(self.predictor.original_size)
+        return self._image_size
 
     def set_image(self, image: Image.Image | np.ndarray) -> None:
         """Encode an RGB image (PIL, or uint8 [H, W, 3]). The same pixels again cost nothing.
@@ -87,30 +101,20 @@ class Segmenter:
         if key == self._image_key:
             return
         height, width = pixels.shape[:2]
-        side = self.predictor.transform.target_length
-        if int(min(height, width) * side / max(height, width) + 0.5) < 1:
+        if min(self.backend.input_size((height, width))) < 1:
             raise GroundingError(
-                f"an image of {height} x {width} pixels is too narrow to segment: scaled to {side} pixels on its "
-                "long side, nothing is left of the short one. Crop or pad it"
+                f"an image of {height} x {width} pixels is too narrow to segment: scaled to {self.backend.side} pixels "
+                "on its long side, nothing is left of the short one. Crop or pad it"
             )
         self._image_key = None  # an interrupted encoding leaves no image set
         known = None if self.embeddings is None else self.embeddings.read(key.hex())
         if known is not None:
-            self._restore(known, (height, width))
+            self.embedding = {name: tensor.to(self.backend.device) for name, tensor in known.items()}
         else:
-            self.predictor.set_image(pixels)
+            self.embedding = self.backend.encode(pixels)
             if self.embeddings is not None:
-                self.embeddings.write(key.hex(), self.predictor.features)
-        self._image_key = key
-
-    def _restore(self, embedding: Tensor, size: tuple[int, int]) -> None:
-        """Put the predictor into the state in which encoding an image of this size would have left it."""
-        predictor = self.predictor
-        predictor.reset_image()
-        predictor.features = embedding.to(predictor.device, next(predictor.model.parameters()).dtype)
-        predictor.original_size = size
-        predictor.input_size = predictor.transform.get_preprocess_shape(*size, predictor.transform.target_length)
-        predictor.is_image_set = True
+                self.embeddings.write(key.hex(), self.embedding)
+        self._image_key, self._image_size = key, (height, width)
 
     def predict(self, points: Float[Tensor, "p 2"]) -> Masks:
         """Three masks for each positive point (x, y), in pixels of the original image.
@@ -137,13 +141,29 @@ class Segmenter:
         if not inside.all():
             outside = [tuple(point) for point in points[~inside].tolist()]
             raise GroundingError(f"points (x, y) {outside} lie outside the image of {height} x {width} (H x W) pixels")
-        # Segment Anything counts pixels: (0, 0) is the centre of the first one, half a pixel from our origin.
-        counted = self.predictor.transform.apply_coords_torch(points[:, None] - 0.5, (height, width))
-        for part in counted.split(self._prompts_at_once()):
+        # Segmenters count pixels: (0, 0) is the centre of the first one, half a pixel from our origin.
+        for part in self._to_input(points - 0.5).split(self._prompts_at_once()):
             if len(part):
-                coords = part.to(self.predictor.device, torch.float32)
-                labels = torch.ones(coords.shape[:2], dtype=torch.int, device=coords.device)
-                yield self._decode(choice, points=(coords, labels))
+                yield self._decode(choice, points=part[:, None])
+
+    def predict_from_boxes(self, boxes: Float[Tensor, "p 4"], *, choice: str = "all") -> Masks:
+        """Three masks for each box (x0, y0, x1, y1), its edges in pixels of the original image.
+
+        Raises:
+            GroundingError: no image is set, an empty box or one that reaches outside the image, or unknown `choice`.
+        """
+        height, width = self.image_size
+        least, most = boxes[:, :2], boxes[:, 2:]
+        fits = (least >= 0).all(1) & (least < most).all(1) & (most[:, 0] <= width) & (most[:, 1] <= height)
+        if not fits.all():
+            wrong = [tuple(box) for box in boxes[~fits].tolist()]
+            raise GroundingError(
+                f"boxes (x0, y0, x1, y1) {wrong} are empty or reach outside the image of {height} x {width} (H x W) "
+                "pixels"
+            )
+        counted = self._to_input((boxes - 0.5).view(-1, 2, 2)).view(-1, 4)
+        parts = [self._decode(choice, boxes=part) for part in counted.split(self._prompts_at_once()) if len(part)]
+        return _joined(parts, (height, width), MASK_CHOICES[choice])
 
     def predict_from_maps(
         self,
@@ -168,78 +188,95 @@ class Segmenter:
             choice: as for `predict_in_parts`.
 
         Raises:
-            GroundingError: no image is set, or maps of another size, or values that are not finite.
+            GroundingError: no image is set, or maps of another size, or values that are not finite; or the model takes
+                no mask prompts.
 
         Source: the ablation of table 4 ("mask prompt"); temperature and threshold from the released code.
         """
-        height, width = self.image_size
-        if maps.shape[1:] != (height, width):
-            raise GroundingError(f"maps of {tuple(maps.shape[1:])} (H, W) do not fit the image of {(height, width)}")
+        size, side = self.image_size, self.backend.mask_side
+        if side is None:
+            raise GroundingError(
+                f"the segmenter {self.name!r} ({type(self.model).__name__}) takes no mask prompts; prompt it with "
+                "points (the option sam_prompt 'point') or load another"
+            )
+        if maps.shape[1:] != size:
+            raise GroundingError(f"maps of {tuple(maps.shape[1:])} (H, W) do not fit the image of {size}")
         if not torch.isfinite(maps).all():
             raise GroundingError("the maps hold values that are not finite; check the model's dtype (use float32)")
         parts = []
         for part in maps.split(self._prompts_at_once()):
             if len(part):
-                shares = _shares(part.to(torch.float32), temperature)
-                boxes = self.predictor.transform.apply_boxes_torch(_boxes(shares, threshold), (height, width))
-                inputs = self._mask_inputs(torch.logit(shares, eps=1e-3))
-                device = self.predictor.device
-                parts.append(self._decode(choice, boxes=boxes.to(device), masks=inputs.to(device)))
-        return _joined(parts, (height, width), MASK_CHOICES[choice])
+                bright = shares(part.to(torch.float32), temperature)
+                boxes = self._to_input(bright_boxes(bright, threshold).view(-1, 2, 2)).view(-1, 4)
+                inputs = mask_inputs(bright, self.backend.mask_size(size), side)
+                parts.append(self._decode(choice, boxes=boxes, masks=inputs))
+        return _joined(parts, size, MASK_CHOICES[choice])
 
-    @torch.no_grad()
-    def _decode(self, choice: str, **prompts: Any) -> Masks:
-        """What `SamPredictor.predict_torch` answers to prompts, but of the three masks only those that are kept are
-        brought to the image's size, which is most of the work.
+    def _to_input(self, places: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
+        """(x, y) in counted pixels of the original image -> of the model's input."""
+        (height, width), (high, wide) = self.image_size, self.backend.input_size(self.image_size)
+        return places.to(torch.float32) * torch.tensor([wide / width, high / height], device=places.device)
+
+    def _decode(self, choice: str, **prompts: Tensor) -> Masks:
+        """The masks of prompts. Of the three of each only those that are kept are brought to the image's size, which
+        is most of the work.
         """
-        predictor, model = self.predictor, self.predictor.model
-        sparse, dense = model.prompt_encoder(**{"points": None, "boxes": None, "masks": None} | prompts)
-        small, scores = model.mask_decoder(
-            image_embeddings=predictor.features,
-            image_pe=model.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-        )
+        given = {name: prompt.to(self.backend.device) for name, prompt in prompts.items()}
+        small, scores = self.backend.decode(self.embedding, **given)
         kept = _kept(scores, choice)
         small, scores = small.gather(1, kept[..., None, None].expand(-1, -1, *small.shape[2:])), scores.gather(1, kept)
-        logits = model.postprocess_masks(small, predictor.input_size, predictor.original_size)
-        return Masks((logits > model.mask_threshold).cpu(), scores.to("cpu", torch.float32))
-
-    def _mask_inputs(self, logits: Float[Tensor, "p H W"]) -> Float[Tensor, "p 1 S S"]:
-        side = self.predictor.model.prompt_encoder.mask_input_size[0]
-        height, width = logits.shape[1:]
-        small = [max(1, int(length / max(height, width) * side)) for length in (height, width)]
-        resized = torch.nn.functional.interpolate(logits[:, None], small, mode="bicubic", align_corners=False)
-        return torch.nn.functional.pad(resized, (0, side - small[1], 0, side - small[0]))
+        return Masks(self.backend.masks(small, self.image_size).cpu(), scores.to("cpu", torch.float32))
 
     def _prompts_at_once(self) -> int:
         height, width = self.image_size
-        side = self.predictor.transform.target_length
-        return max(1, BYTES_AT_ONCE // (3 * 4 * max(height * width, side * side)))
+        return max(1, BYTES_AT_ONCE // (3 * 4 * max(height * width, self.backend.side**2)))
 
 
-def load_segmenter(name: str = "embedded", *, model_type: str | None = None, device: str = "auto") -> Segmenter:
-    """Load Segment Anything.
+def load_segmenter(
+    name: str = "embedded",
+    *,
+    model_type: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+) -> Segmenter:
+    """Load Segment Anything, or another segmenter that takes points.
 
     Args:
-        name: "embedded"; a directory with `config.json` (arguments of `core.sam.build_sam`) and
-            `model.safetensors`; or a checkpoint of the segment-anything package (`sam_vit_h_4b8939.pth`, ViT-L, ViT-B
-            or the like, fine-tuned or not).
-        model_type: "vit_h", "vit_l" or "vit_b"; None reads it from the checkpoint.
+        name: "embedded"; a directory with `config.json` (arguments of `core.sam.build_sam`) and `model.safetensors`; a
+            checkpoint of the segment-anything package (`sam_vit_h_4b8939.pth`, ViT-L, ViT-B or the like, fine-tuned or
+            not); or a hub id or `save_pretrained` directory of a transformers model
+            (`core.segmenters.loading.BACKENDS`), such as "facebook/sam2.1-hiera-large".
+        model_type: of a segment-anything checkpoint, "vit_h", "vit_l" or "vit_b"; None reads it from there.
         device: "auto" (a CUDA device if there is one, else the CPU) or a torch device.
+        dtype: what the image encoder computes in; everything else stays float32. "auto" is bfloat16 on a CUDA device
+            (float16 on one without it) and float32 elsewhere.
 
     Raises:
-        GroundingError: the file is missing, is no checkpoint, or does not fit the model.
+        GroundingError: the file is missing, is no checkpoint, does not fit the model, or holds no segmenter known here;
+            or an unknown dtype.
 
     >>> from core import load_segmenter
     >>> load_segmenter("embedded", device="cpu").name
     'embedded'
     """
-    path = weights_path("sam") if name in ("embedded", "embedded/sam") else Path(name)
-    model = load_sam(path, model_type)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return Segmenter(model.to(where), name=name if path.is_dir() else path.name)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    precision = _precision(dtype, where)
+    backend = load_backend(name, model_type=model_type)
+    backend.model.to(where)
+    backend.precision = precision
+    path = Path(name)
+    return Segmenter(backend, name=path.name if path.is_file() else str(name))
+
+
+def _precision(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in (*known, *known.values()):
+        raise GroundingError(f"a segmenter's dtype is one of auto, {', '.join(known)}, not {dtype!r}")
+    return known.get(dtype, dtype)
 
 
 def choose(masks: Masks, how: str = "last") -> Masks:
@@ -305,30 +342,6 @@ def decode_rle(code: dict) -> Bool[Tensor, "H W"]:
         raise GroundingError(f"not a compressed COCO run-length code with 'size' and 'counts': {str(code)[:80]}")
     counts = counts.encode("ascii") if isinstance(counts, str) else counts
     return torch.from_numpy(coco.decode({"size": list(code["size"]), "counts": counts}).astype(bool))
-
-
-def _shares(maps: Float[Tensor, "p H W"], temperature: float | None) -> Float[Tensor, "p H W"]:
-    if temperature is not None:
-        if temperature <= 0:
-            raise GroundingError(f"the mask prompt's temperature must be positive or None, not {temperature}")
-        return (maps / temperature).clamp(0, 1)
-    lowest, highest = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - lowest) / (highest - lowest).clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def _boxes(shares: Float[Tensor, "p H W"], threshold: float) -> Float[Tensor, "p 4"]:
-    """(x0, y0, x1, y1) around the pixels above the threshold, or around the brightest pixel; x1 and y1 as the
-    released code has them.
-    """
-    boxes = []
-    for share in shares:
-        bright = share > threshold
-        if not bright.any():
-            bright = torch.zeros_like(bright)
-            bright.view(-1)[share.argmax()] = True
-        rows, columns = bright.any(1).nonzero()[:, 0], bright.any(0).nonzero()[:, 0]
-        boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    return torch.tensor(boxes, dtype=torch.float32)
 
 
 def _joined(parts: list[Masks], size: tuple[int, int], kept: int = 3) -> Masks:

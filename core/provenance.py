@@ -72,10 +72,14 @@ def run_config(
 
 
 def segmenter_identity(segmenter: Segmenter | None) -> dict[str, str] | None:
-    """What marks a segmenter in a configuration: its name, and a fingerprint of its parameters; None of none."""
+    """What marks a segmenter in a configuration: its name, a fingerprint of its parameters, and what its encoder
+    computes in where that is not float32; None of none.
+    """
     if segmenter is None:
         return None
-    return {"name": segmenter.name, "fingerprint": fingerprint(segmenter.predictor.model)}
+    precision = segmenter.backend.precision
+    marks = {"name": segmenter.name, "fingerprint": fingerprint(segmenter.model)}
+    return marks if precision == torch.float32 else marks | {"dtype": str(precision)}
 
 
 def fingerprint(model: nn.Module) -> str:

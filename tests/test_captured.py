@@ -36,14 +36,14 @@ def test_a_kept_embedding_is_segment_anythings_own_and_gives_its_masks(tmp_path,
     expected = first.predict(points)
     later = Segmenter(random_sam(), name="tiny")
     keep_embeddings(later, tmp_path)
-    monkeypatch.setattr(later.predictor, "set_image", None)  # encoding again would fail
+    monkeypatch.setattr(later.backend, "encode", None)  # encoding again would fail
     later.set_image(image)
     found = later.predict(points)
     assert torch.equal(found.masks, expected.masks) and torch.equal(found.scores, expected.scores)
     reference = SamPredictor(random_sam())
     reference.set_image(image)
-    assert torch.equal(later.predictor.features, reference.features)
-    assert tuple(later.predictor.input_size) == tuple(reference.input_size)
+    assert torch.equal(later.embedding["embedding"], reference.features)
+    assert later.backend.input_size(later.image_size) == tuple(reference.input_size)
 
 
 def test_another_image_or_another_model_never_gets_a_kept_embedding(tmp_path):
@@ -52,7 +52,7 @@ def test_another_image_or_another_model_never_gets_a_kept_embedding(tmp_path):
     kept = []
     for image in (some_image(0, (40, 40)), some_image(1, (40, 40)), some_image(0, (80, 20))):
         segmenter.set_image(image)
-        kept.append(segmenter.predictor.features)
+        kept.append(segmenter.embedding["embedding"])
     assert not any(torch.equal(a, b) for a, b in ((kept[0], kept[1]), (kept[0], kept[2])))
     with pytest.raises(GroundingError, match="segmenter"):
         keep_embeddings(load_segmenter("embedded", device="cpu"), tmp_path)

@@ -100,7 +100,7 @@ def test_without_a_temperature_the_scale_of_a_map_does_not_matter() -> None:
 
 def test_an_image_is_encoded_once_until_another_is_set() -> None:
     own, calls = Segmenter(random_sam()), []
-    own.predictor.model.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    own.model.image_encoder.register_forward_hook(lambda *_: calls.append(1))
     image = picture((60, 110))
     own.set_image(image)
     own.set_image(Image.fromarray(image))
@@ -148,7 +148,7 @@ def test_a_released_architecture_loads_from_a_checkpoint_and_finds_its_type(tmp_
 
     model = sam_model_registry["vit_b"]()
     torch.save(model.state_dict(), tmp_path / "sam_vit_b.pth")
-    loaded = load_segmenter(str(tmp_path / "sam_vit_b.pth"), device="cpu").predictor.model
+    loaded = load_segmenter(str(tmp_path / "sam_vit_b.pth"), device="cpu").model
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )

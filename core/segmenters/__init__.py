@@ -1,0 +1,1 @@
+"""Promptable segmentation models behind one interface, a file each; `core.masks.Segmenter` speaks to all of them."""
