@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from einops import rearrange
 from PIL import Image
+from plain_towers import blurring, transparent
 from tiny_families import BUILDERS
 
 from core.batch import encode
@@ -85,40 +85,6 @@ def test_every_row_equals_eager(lmm, pictures):
         assert [view.box for view in turned.views] == [view.box for view in found.views]
 
 
-MERGERS = ("merger.", "connector", "multi_modal_projector")  # behind the tower, in each family's words
-
-
-# A tower without its blocks shows which pixels each token was made of.
-
-
-def transparent(lmm: LMM) -> LMM:
-    """The same model with a vision tower in which no token learns of another: its blocks add nothing, every place has
-    the same position, a patch is the mean of its pixels, and merged patches are the mean of the patches.
-    """
-    model = deepcopy(lmm.model)
-    tower = (
-        getattr(model.model, "vision_tower", None) or getattr(model.model, "visual", None) or model.model.vision_model
-    )
-    for name, weight in tower.named_parameters():
-        if any(part.isdigit() for part in name.split(".")) and ".merger" not in f".{name}":
-            weight.data.zero_()
-        elif "position" in name or "pos_embed" in name:
-            weight.data[:] = weight.data.flatten(0, -2)[:1]
-        elif weight.ndim >= 4:
-            weight.data[:] = weight.data.mean((-1, -2), keepdim=True)
-        elif "patch_embedding" in name and weight.ndim == 2:
-            pixels = rearrange(weight.data, "o (s c) -> o s c", c=3)
-            pixels[:] = pixels.mean(1, keepdim=True)
-    width = model.config.vision_config.hidden_size
-    for name, weight in model.model.named_parameters():
-        if any(part in name for part in MERGERS) and weight.ndim == 2 and weight.shape[1] % width == 0:
-            order = "o (d m) -> o d m" if "merging_layer" in name else "o (m d) -> o d m"
-            patches = rearrange(weight.data, order, d=width)
-            patches[:] = patches.mean(-1, keepdim=True)
-            weight.data.mul_("q_proj" not in name)  # pooling by attention becomes the mean
-    return LMM(model, lmm.processor, geometry=lmm.family.geometry)
-
-
 def features(lmm: LMM, images: list[np.ndarray]) -> torch.Tensor:
     """[images, k, d]: what the decoder is given at the visual positions."""
     kept = []
@@ -161,17 +127,13 @@ def decoded(lmm: LMM, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor
 
 def check_moved_square(lmm: LMM, size: tuple[int, int]) -> None:
     """A bright square moved from cell to cell changes the feature of its cell most, or of one beside it."""
-    model = deepcopy(lmm.model)
-    for module in model.model.vision_tower.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.weight.data.fill_(1 / module.weight[0].numel())  # a blur, in which nothing cancels
     (view,) = lmm.replay(Image.new("RGB", size[::-1]), asked(lmm), "").views
     pictures = [np.full((*size, 3), 60, np.uint8)]
     for row, column in np.ndindex(*view.shape):
         x0, y0, x1, y1 = (round(edge) for edge in view.cell(row, column))
         pictures.append(pictures[0].copy())
         pictures[-1][y0:y1, x0:x1] = (255, 255, 120)
-    seen = features(LMM(model, lmm.processor), pictures)
+    seen = features(blurring(lmm), pictures)
     change = (seen[1:] - seen[0]).norm(dim=-1)[:, view.index.flatten()]
     peaks = torch.stack([change.argmax(1) // view.shape[1], change.argmax(1) % view.shape[1]], 1)
     away = peaks - torch.tensor(list(np.ndindex(*view.shape)))

@@ -8,6 +8,7 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
+from core.batch import encode
 from core.decoding import answer_ids
 from core.doctor.findings import Finding
 from core.doctor.places import SIZES, inner_cells, plain_picture
@@ -21,20 +22,28 @@ NOTHING = 1e-4  # of the median change: less, and a token did not see the pictur
 
 
 def check_span(subject: Subject, told: Callable[[str], None]) -> Iterator[Finding]:
-    """The visual positions are those whose embeddings the model itself puts in."""
+    """The visual positions are those where the model itself puts something in, and miss none that sees the picture.
+
+    Other tokens may have embeddings of their own, too (Ovis 2's indicators), but they are the same for every picture.
+    """
     batch = subject.batch
     told("what the model puts at its visual positions")
     ids, entered = batch.inputs["input_ids"][0], subject.language_inputs(batch)
+    other = encode(subject.family, [ImageOps.invert(subject.pictures[0])], [subject.texts[0]], many=False)
     table = subject.model.get_input_embeddings()
     known = ids.clamp(max=table.num_embeddings - 1)
     with torch.no_grad():
         words = table(known.to(table.weight.device)).float().cpu()
     scale = words.norm(dim=-1).clamp(min=1e-6)
-    replaced = ((entered - words).norm(dim=-1) / scale > 0.05).nonzero()[:, 0]
+    sees = (entered - subject.language_inputs(other)).norm(dim=-1) > NOTHING * scale
+    filled = ((entered - words).norm(dim=-1) > 0.05 * scale) | sees
     ours = batch.columns[0].cpu()
-    same = torch.equal(replaced, ours)
+    filled_here = torch.zeros_like(filled)
+    filled_here[ours] = filled[ours]
+    found = (sees | filled_here).nonzero()[:, 0]
+    same = torch.equal(found, ours)
     seen = f"{len(ours)} positions hold the image token; the model puts features at " + (
-        "exactly these" if same else f"{len(replaced)}, from {_ends(replaced)} instead of {_ends(ours)}"
+        "exactly these" if same else f"{len(found)}, from {_ends(found)} instead of {_ends(ours)}"
     )
     yield Finding("visual positions", "pass" if same else "fail", seen)
 
