@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.errors import GroundingError
-from core.families.base import Family
+from core.families.base import Family, Prepared
 from core.geometry import View
 from core.images import load_image
 from core.prompts import asked_gap, begins_with_bos, space_images
@@ -21,7 +22,7 @@ class Batch:
 
     Attributes:
         inputs: keyword arguments of the model; `input_ids` is int64 [B, S], padded on the left.
-        sizes: per sample, (H, W) of the original image.
+        sizes: per sample, (H, W) of each of its original images.
         prompt_ids: per sample, int64 [s] without padding.
         columns: per sample, int64 [k], positions of the visual tokens along S.
         views: per sample.
@@ -29,7 +30,7 @@ class Batch:
     """
 
     inputs: dict[str, Tensor]
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[tuple[int, int], ...], ...]
     prompt_ids: tuple[Tensor, ...]
     columns: tuple[Tensor, ...]
     views: tuple[tuple[View, ...], ...]
@@ -46,8 +47,11 @@ class Batch:
         return self.inputs["attention_mask"].bool()
 
 
-def pair(image: Any, prompt: Any) -> tuple[list[Any], list[str], bool]:
-    """Images and prompts of equal number, and whether the caller gave a list of either.
+def pair(image: Any, prompt: Any) -> tuple[list[list[Any]], list[str], bool]:
+    """The images of each prompt, the prompts, and whether the caller gave a list of either.
+
+    A list of images is a batch, one image for each prompt; where one of them is a list itself, its images stand in one
+    prompt.
 
     Raises:
         GroundingError: two lists of different lengths, or a prompt that is not a text.
@@ -64,11 +68,14 @@ def pair(image: Any, prompt: Any) -> tuple[list[Any], list[str], bool]:
     for text in prompts:
         if not isinstance(text, str):
             raise GroundingError(f"a prompt is a text, got {type(text).__name__}")
-    return images, prompts, many
+    groups = [list(each) if isinstance(each, list | tuple) else [each] for each in images]
+    if not all(groups):
+        raise GroundingError("a prompt's list of images is empty; give each prompt at least one image")
+    return groups, prompts, many
 
 
 def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -> Batch:
-    """Process rendered prompts (each with one placeholder) and their images.
+    """Process rendered prompts (each with one placeholder for each of its images) and their images: one, or a list.
 
     Text behind a picture is tokenised as the checkpoint says it was trained, see `core.prompts.asked_gap`. A text that
     begins with the first token is tokenised as it is; transformers does the same with chat templates that write it.
@@ -77,7 +84,8 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
         GroundingError: an unreadable image, visual tokens that the family's geometry does not explain, or prompts of
             which some begin with the first token and some do not.
     """
-    prepared = tuple(family.prepare(load_image(image)) for image in images)
+    groups = [each if isinstance(each, list | tuple) else [each] for each in images]
+    prepared = tuple(tuple(family.prepare(load_image(image)) for image in group) for group in groups)
     tokenizer = family.processor.tokenizer
     if len(texts) > 1 and tokenizer.pad_token_id is None:
         raise GroundingError(
@@ -87,12 +95,29 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
     begun = {begins_with_bos(text, tokenizer) for text in texts}
     if len(begun) > 1:
         raise GroundingError(f"only some prompts begin with {tokenizer.bos_token!r}; write it into all or none")
+    inputs = _processed(family, prepared, texts, gap=gap, special=begun == {False})
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    columns = [((row == family.image_token_id) & real).nonzero()[:, 0] for row, real in zip(ids, mask, strict=True)]
+    if all(len(group) == 1 for group in prepared):
+        views = tuple(family.views(inputs, i, len(columns[i]), prepared[i][0]) for i in range(len(texts)))
+    else:
+        views = tuple(_views_of(family, *each) for each in zip(prepared, map(len, columns), strict=True))
+    prompt_ids = tuple(row[real].clone() for row, real in zip(ids, mask, strict=True))
+    sizes = tuple(tuple(one.size for one in group) for group in prepared)
+    return Batch(_to_model(inputs, family), sizes, prompt_ids, tuple(columns), views, many)
+
+
+def _processed(
+    family: Family, prepared: Sequence[Sequence[Prepared]], texts: list[str], *, gap: str, special: bool
+) -> dict[str, Tensor]:
+    """What the processor makes of prompts with their images."""
+    tokenizer = family.processor.tokenizer
     inputs = family.processor(
         images=[
-            [one.image] for one in prepared
-        ],  # one list per prompt: some processors take a flat one for one prompt's
+            [one.image for one in group] for group in prepared
+        ],  # some processors take a flat list for one prompt's
         text=[space_images(text, tokenizer, family.placeholder, gap=gap) for text in texts],
-        add_special_tokens=begun == {False},
+        add_special_tokens=special,
         **family.processor_options,
         padding=len(texts) > 1,
         padding_side="left",
@@ -100,12 +125,31 @@ def encode(family: Family, images: list[Any], texts: list[str], *, many: bool) -
     )
     inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and name != "labels"}
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
-    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    columns = [((row == family.image_token_id) & real).nonzero()[:, 0] for row, real in zip(ids, mask, strict=True)]
-    views = tuple(family.views(inputs, i, len(columns[i]), prepared[i]) for i in range(len(texts)))
-    prompt_ids = tuple(row[real].clone() for row, real in zip(ids, mask, strict=True))
-    sizes = tuple(one.size for one in prepared)
-    return Batch(_to_model(inputs, family), sizes, prompt_ids, tuple(columns), views, many)
+    return inputs
+
+
+def _views_of(family: Family, group: Sequence[Prepared], count: int) -> tuple[View, ...]:
+    """The views of a prompt's images, each as the family explains it alone, one after the other along the k positions.
+
+    Raises:
+        GroundingError: together the images hold another number of visual tokens than alone.
+    """
+    views, start = [], 0
+    text = family.image_block.format(placeholder=family.placeholder)
+    for number, one in enumerate(group):
+        known = family.among_others(one) if len(group) > 1 else None
+        if known is None:
+            inputs = _processed(family, [[one]], [text], gap="", special=True)
+            own = int((inputs["input_ids"][0] == family.image_token_id).sum())
+            known = own, family.views(inputs, 0, own, one)
+        views += [replace(view, index=view.index + start, image=number) for view in known[1]]
+        start += known[0]
+    if start != count:
+        raise GroundingError(
+            f"{len(group)} images in one prompt hold {count} visual tokens, alone they hold {start}; this model "
+            "encodes several images in another way than one, which its adapter does not know: give them one at a time"
+        )
+    return tuple(views)
 
 
 def extend(batch: Batch, answers: list[Tensor], family: Family) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:

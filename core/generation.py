@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Float32, Int64
@@ -27,11 +27,13 @@ class Generation:
             keys) at the k visual positions, in sequence order, newline slots included.
         views: the grids; the last one is the default (the high-resolution grid of tiled families).
         token_spans: int64 [t, 2], the characters of `text` that each token wrote; (c, c) for special tokens.
-        image_size: (H, W) of the upright original image.
+        image_size: (H, W) of the upright original image; of the first one, where the prompt held several.
         attention_per_head: float32 [t, l, n, k] when asked for.
         prompt_attention: float32 [k], mean over all layers, heads and words of the prompt behind the image, the row
             that predicts the first token left out; None where nothing stands there, or the answer has no token.
         model: provenance: name, revision, family, dtype, row convention, generation options.
+        image_sizes: (H, W) of each image, where the prompt held several; empty for one. `of_image` gives each its own
+            generation, which all later stages take.
 
     >>> from core import load_lmm
     >>> answer = load_lmm("embedded", device="cpu").replay("embedded", "What is there?", "A moon.", per_head=True)
@@ -49,6 +51,27 @@ class Generation:
     attention_per_head: Float32[Tensor, "t l n k"] | None = None
     prompt_attention: Float32[Tensor, " k"] | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    image_sizes: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def n_images(self) -> int:
+        """How many images the prompt held."""
+        return max(1, len(self.image_sizes))
+
+    def of_image(self, number: int) -> Generation:
+        """The same answer as seen on one of the prompt's images: its views and its size alone.
+
+        Maps keep all k visual positions, so that they can be compared between images.
+
+        Raises:
+            GroundingError: there is no such image.
+        """
+        if not 0 <= number < self.n_images:
+            raise GroundingError(f"there is no image {number}; the prompt held {self.n_images}, counted from 0")
+        if not self.image_sizes:
+            return self
+        views = tuple(replace(view, image=0) for view in self.views if view.image == number)
+        return replace(self, views=views, image_size=self.image_sizes[number], image_sizes=())
 
     def view(self, name: str | None = None) -> View:
         """The view of that name, or the default one (the last).

@@ -25,6 +25,7 @@ class View:
         index: int64 [h, w]; the position of each cell along the k visual tokens.
         box: (x0, y0, x1, y1) in pixels of the original image. Cells are equal divisions of it. It sticks out of the
             image where the image was padded and misses its ends where the image was cropped.
+        image: which of the prompt's images it belongs to, counted from 0.
 
     >>> import torch
     >>> from core import View
@@ -35,6 +36,7 @@ class View:
     name: str
     index: Int64[Tensor, "h w"]
     box: tuple[float, float, float, float]
+    image: int = 0
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = self.box

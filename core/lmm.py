@@ -95,7 +95,8 @@ class LMM:
         """Let the model answer, greedily unless told otherwise, and keep where each token looked.
 
         Args:
-            image: anything `core.images.load_image` reads, or a list of them (a batch, padded on the left).
+            image: anything `core.images.load_image` reads, or a list of them (a batch, padded on the left). An item of
+                the list that is a list itself holds several images of one prompt, in order (frames of a video, say).
             prompt: one prompt for all images, or one for each.
             max_new_tokens: longest answer in tokens.
             per_head: keep float32 [t, l, n, k], too.
@@ -239,7 +240,10 @@ class LMM:
         if not images:
             raise GroundingError("no images were given")
         template = self.template if template is None else template
-        texts = [render_prompt(text, self.family, template=template, system=system) for text in prompts]
+        texts = [
+            render_prompt(text, self.family, template=template, system=system, images=len(group))
+            for text, group in zip(prompts, images, strict=True)
+        ]
         return encode(self.family, images, texts, many=many)
 
     def _recorder(
@@ -297,7 +301,8 @@ class LMM:
                     prompt_attention=rows[i].prompt,
                     views=batch.views[i],
                     token_spans=spans,
-                    image_size=batch.sizes[i],
+                    image_size=batch.sizes[i][0],
+                    image_sizes=batch.sizes[i] if len(batch.sizes[i]) > 1 else (),
                     model=self._provenance() | provenance,
                 )
             )

@@ -171,6 +171,11 @@ def ground(
     ['mean', 'max']
     """
     options = GroundOptions.of(options, **changes)
+    if generation.n_images > 1:
+        raise GroundingError(
+            f"the prompt held {generation.n_images} images; ground the answer on each with "
+            "core.several.ground_images, or on one with generation.of_image(number)"
+        )
     view = generation.view(options.view)
     row = generation.model.get("row", options.row)
     if row != options.row:
@@ -184,7 +189,7 @@ def ground(
             f"the image is {size} (H, W), but the generation is of one of {tuple(generation.image_size)}"
         )
     if phrases is None:
-        phrases = _said(generation, nlp, options)
+        phrases = find_said(generation, nlp, options)
     attention = token_maps(generation, options=options)
     maps = _maps(attention, phrases, options)
     points = _points(generation, attention, phrases, maps, options)
@@ -201,6 +206,19 @@ def ground(
         segmenter=None if segmenter is None else segmenter.name,
         nlp=None if nlp is None else pipeline_name(nlp),
     )
+
+
+def find_said(generation: Generation, nlp: Language | None, options: GroundOptions) -> tuple[Phrase, ...]:
+    """What of an answer is grounded: its noun phrases, or its first tokens as one phrase.
+
+    Raises:
+        GroundingError: no pipeline for the noun phrases.
+    """
+    if options.first_tokens is not None:
+        return first_tokens(generation.text, len(generation.token_ids), options.first_tokens)
+    if nlp is None:
+        raise GroundingError("noun phrases need a spaCy pipeline: give nlp=load_nlp(...), or phrases=")
+    return find_phrases(generation.text, generation.token_spans, nlp, pronouns=options.pronouns)
 
 
 def phrase_maps(
@@ -250,15 +268,6 @@ def token_maps(
         written=generation.token_spans[:, 1] > generation.token_spans[:, 0],
         baseline=None if options.selects_heads else generation.prompt_attention,
     )
-
-
-def _said(generation: Generation, nlp: Language | None, options: GroundOptions) -> tuple[Phrase, ...]:
-    """What of the answer is grounded: its noun phrases, or its first tokens as one phrase."""
-    if options.first_tokens is not None:
-        return first_tokens(generation.text, len(generation.token_ids), options.first_tokens)
-    if nlp is None:
-        raise GroundingError("noun phrases need a spaCy pipeline: give nlp=load_nlp(...), or phrases=")
-    return find_phrases(generation.text, generation.token_spans, nlp, pronouns=options.pronouns)
 
 
 def _maps(attention: Tensor, phrases: Sequence[Phrase], options: GroundOptions) -> Tensor:

@@ -120,8 +120,10 @@ def begins_with_bos(text: str, tokenizer: Any) -> bool:
     return bool(bos) and text.startswith(bos)
 
 
-def render_prompt(prompt: str, family: Family, *, template: str | None = None, system: str | None = None) -> str:
-    """The full text of one conversation turn, with the image placeholder in it once.
+def render_prompt(
+    prompt: str, family: Family, *, template: str | None = None, system: str | None = None, images: int = 1
+) -> str:
+    """The full text of one conversation turn, with one image placeholder for each image.
 
     Args:
         prompt: the user's words. With the family's image placeholder in it, it is used verbatim.
@@ -129,31 +131,33 @@ def render_prompt(prompt: str, family: Family, *, template: str | None = None, s
         template: a name in `TEMPLATES`, or a text with `{image}`, `{prompt}` and, optionally, `{system}`; None for
             the processor's chat template, which a checkpoint brings with it.
         system: the system prompt, in place of the template's own.
+        images: how many images the turn has; they stand before the words, unless the prompt places them itself.
 
     Raises:
-        GroundingError: several placeholders; no chat template; a template without its fields; a system prompt where
-            nothing takes it.
+        GroundingError: another number of placeholders; no chat template; a template without its fields; a system prompt
+            where nothing takes it.
 
     Source: LLaVA's conversation templates; transformers' chat templates.
     """
     found = prompt.count(family.placeholder)
-    if found > 1:
+    if found not in (0, images):
         raise GroundingError(
-            f"the prompt holds {found} image placeholders {family.placeholder!r}; one image per prompt is supported"
+            f"the prompt holds {found} image placeholders {family.placeholder!r} for {images} image(s); write one for "
+            "each, or none (several images for one prompt are given as a list within the list)"
         )
-    if found == 1:
+    if found:
         if system is not None:
             raise GroundingError(
                 f"the prompt holds {family.placeholder!r} and is used verbatim; write the system prompt into it"
             )
         return prompt
     if template is not None and template not in TEMPLATES:
-        return _fill(template, prompt, family, system)
+        return _fill(template, prompt, family, system, images)
     if template is not None:
         template = TEMPLATES[template].replace(IMAGE, _block(family))
     elif family.template is not None and not _chat_template(family.processor):
-        return _fill(family.template, prompt, family, system)
-    return _chat(prompt, family, template, system)
+        return _fill(family.template, prompt, family, system, images)
+    return _chat(prompt, family, template, system, images)
 
 
 def messages(turns: Sequence[tuple[str, str | None]], *, picture: int | None) -> list[dict[str, Any]]:
@@ -175,7 +179,7 @@ def _block(family: Family) -> str:
     return family.image_block.format(placeholder=family.placeholder)
 
 
-def _fill(template: str, prompt: str, family: Family, system: str | None) -> str:
+def _fill(template: str, prompt: str, family: Family, system: str | None, images: int) -> str:
     fields = set(re.findall(r"\{(image|prompt|system)\}", template))
     if not {"image", "prompt"} <= fields:
         raise GroundingError(
@@ -185,11 +189,11 @@ def _fill(template: str, prompt: str, family: Family, system: str | None) -> str
     if ("system" in fields) != (system is not None):
         action = "give system=" if system is None else "add {system} to it"
         raise GroundingError(f"the template {template!r} and system={system!r} do not go together; {action}")
-    values = {"image": _block(family), "prompt": prompt, "system": system}
+    values = {"image": "\n".join([_block(family)] * images), "prompt": prompt, "system": system}
     return re.sub(r"\{(image|prompt|system)\}", lambda match: values[match[1]], template)
 
 
-def _chat(prompt: str, family: Family, template: str | None, system: str | None) -> str:
+def _chat(prompt: str, family: Family, template: str | None, system: str | None, images: int) -> str:
     processor = family.processor
     template = template or _chat_template(processor)
     if not template:
@@ -200,13 +204,13 @@ def _chat(prompt: str, family: Family, template: str | None, system: str | None)
     conversation: list[dict[str, Any]] = []
     if system is not None:
         conversation.append({"role": "system", "content": [{"type": "text", "text": system}]})
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    content = [*[{"type": "image"}] * images, {"type": "text", "text": prompt}]
     conversation.append({"role": "user", "content": content})
     text = conversation_text(processor, conversation, template, ask=True)
-    if text.count(family.placeholder) != 1:
+    if text.count(family.placeholder) != images:
         raise GroundingError(
             f"the model's chat template wrote the image placeholder {family.placeholder!r} "
-            f"{text.count(family.placeholder)} times instead of once; pass template="
+            f"{text.count(family.placeholder)} times instead of {images}; pass template="
         )
     return text
 

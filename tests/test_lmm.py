@@ -249,7 +249,7 @@ def test_placeholder_prompts_are_verbatim(lmm, pictures):
     assert decoded(lmm, lmm.replay(pictures["small"], start + text, "", template="plain")) == start + text
     with pytest.raises(GroundingError, match="used verbatim; write the system prompt into it"):
         lmm.replay(pictures["small"], text, "", system="Be kind.")
-    with pytest.raises(GroundingError, match=r"2 image placeholders.*one image per prompt"):
+    with pytest.raises(GroundingError, match=r"2 image placeholders.*for 1 image"):
         lmm.replay(pictures["small"], text + lmm.family.placeholder, "")
 
 

@@ -104,6 +104,12 @@ class Family(ABC):
             GroundingError: the grids do not add up to k tokens.
         """
 
+    def among_others(self, prepared: Prepared) -> tuple[int, tuple[View, ...]] | None:
+        """How many visual tokens one of several images of a prompt has, and its views; None where it is shown to the
+        model as it would be alone.
+        """
+        return None
+
     def attends_both_ways(self, prompt_ids: Tensor) -> int:
         """Up to which position of a prompt int64 [s] the words behind the picture attend to later ones, too; 0 where
         they are causal. (What the visual tokens themselves attend to does not matter here.)
