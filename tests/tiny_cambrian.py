@@ -60,6 +60,8 @@ def tiny_cambrian(directory: Path, *, seed: int = 0, **changes: Any) -> Path:
         "num_of_vision_sampler_layers": 2,
         "num_query_group": 1,
         "query_num_list": [64],
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
         "start_of_vision_sampler_layers": 0,
         "stride_of_vision_sampler_layers": 2,
         "torch_dtype": "float32",

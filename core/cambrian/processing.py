@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, no_type_check
 
 import numpy as np
@@ -60,7 +61,7 @@ class CambrianProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **unused: Any) -> str:
+    def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **unused: Any) -> str:
         """The placeholder once for each cell and each row's newline."""
         height, width = image_inputs["image_sizes"][image_idx].tolist()
         h, w = kept_shape((height, width), self.side)

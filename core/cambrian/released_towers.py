@@ -136,7 +136,9 @@ def _normalisation(source: str, mean: Any, std: Any) -> tuple[Any, Any]:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+    """Without what is about its files: built into another model, it takes that one's dtype."""
+    files = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+    return {key: value for key, value in config.to_dict().items() if key not in files}
 
 
 def _loaded(kind: Any, source: str) -> Any:
