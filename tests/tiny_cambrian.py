@@ -144,7 +144,9 @@ def _random(name: str, shape: Any) -> torch.Tensor:
     if name.endswith("norm.weight") or (len(shape) == 1 and name.endswith("weight")):
         return 1 + 0.1 * torch.randn(*shape)
     if name.endswith(("q_proj.weight", "k_proj.weight")) and "cross" not in name:
-        return 0.5 * torch.randn(*shape)
+        return 0.3 * torch.randn(*shape)
+    if name.endswith(("embed_tokens.weight", "image_newline", "mm_projector.2.weight")):
+        return 0.7 * torch.randn(*shape)  # what enters the language model, large beside rounding
     return (0.1 if len(shape) == 1 else shape[-1] ** -0.5 * 0.8) * torch.randn(*shape)
 
 
