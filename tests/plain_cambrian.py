@@ -1,7 +1,7 @@
 """Cambrian-1's forward pass, written once more and plainly: tensors by their published names, one function a formula.
 
-Nothing here uses `core`. The encoders are transformers' and timm's own; the rest is Llama's and the aggregator's formulas,
-one picture and one cell at a time where that is the plainest.
+Nothing here uses `core`. The encoders are transformers' and timm's own; the rest is Llama's and the aggregator's
+formulas, one picture and one cell at a time where that is the plainest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from transformers import CLIPVisionModel, Dinov2Model
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-FOLDERS = ("CLIP-ViT-SO400M-14-384", "clip-vit-large-patch14-336", "dinov2-giant-res126", "clip-convnext-XXL-multi-stage-res256")
+FOLDERS = (
+    "CLIP-ViT-SO400M-14-384",
+    "clip-vit-large-patch14-336",
+    "dinov2-giant-res126",
+    "clip-convnext-XXL-multi-stage-res256",
+)
 
 
 class PlainCambrian:
@@ -125,10 +130,14 @@ class PlainCambrian:
 
     def llama(self, hidden: Tensor, start: int, rows: range, columns: list[int], *vision: Any) -> Tensor:
         c = self.config
-        inside = {} if c["connector_only"] else {
-            c["start_of_vision_sampler_layers"] + j * c["stride_of_vision_sampler_layers"]: j
-            for j in range(c["num_of_vision_sampler_layers"])
-        }
+        inside = (
+            {}
+            if c["connector_only"]
+            else {
+                c["start_of_vision_sampler_layers"] + j * c["stride_of_vision_sampler_layers"]: j
+                for j in range(c["num_of_vision_sampler_layers"])
+            }
+        )
         for layer in range(c["num_hidden_layers"]):
             name = f"model.layers.{layer}"
             hidden = hidden + self.self_attention(f"{name}.self_attn", self.rms(f"{name}.input_layernorm", hidden))
@@ -139,7 +148,9 @@ class PlainCambrian:
                 hidden = self.look_again(inside[layer], hidden, start, rows, columns, *vision)
         return self.linear("lm_head", self.rms("model.norm", hidden))
 
-    def look_again(self, number: int, hidden: Tensor, start: int, rows: range, columns: list[int], *vision: Any) -> Tensor:
+    def look_again(
+        self, number: int, hidden: Tensor, start: int, rows: range, columns: list[int], *vision: Any
+    ) -> Tensor:
         """Every cell, not the newlines, through its sampler."""
         grids, context, size = vision
         side, changed = math.isqrt(self.config["image_token_len"]), hidden.clone()

@@ -98,11 +98,16 @@ def vicuna_tokenizer() -> Any:
 
 def _weights(released: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The language model's and the aggregator's."""
-    text = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in released.items() if k not in ("model_type", "torch_dtype")}))
+    text = LlamaForCausalLM(
+        LlamaConfig(**{k: v for k, v in released.items() if k not in ("model_type", "torch_dtype")})
+    )
     weights = {name: _random(name, value.shape) for name, value in text.state_dict().items()}
     sides = [int(length**0.5) for _, length in TOWERS.values()]
     hidden = released["hidden_size"]
-    shapes: dict[str, tuple[int, ...]] = {"vision_query": (released["num_query_group"], WIDTH), "image_newline": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "vision_query": (released["num_query_group"], WIDTH),
+        "image_newline": (hidden,),
+    }
     shapes |= _linear("mm_projector.0", WIDTH * released["num_query_group"], hidden)
     shapes |= _linear("mm_projector.2", hidden, hidden)
     for number, (channels, _) in enumerate(TOWERS.values()):
@@ -122,8 +127,14 @@ def _sampler(name: str, query: int, windows: list[int], depth: int) -> dict[str,
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in (f"{name}.layers.{index}" for index in range(depth)):
         shapes |= _norm(f"{layer}.norm") | {f"{layer}.proj_context.weight": (WIDTH, WIDTH)}
-        shapes |= {f"{layer}.proj_in.weight": (WIDTH, query + WIDTH), f"{layer}.proj_out.linear_1.weight": (WIDTH, WIDTH)}
-        shapes |= {f"{layer}.proj_out.linear_2.weight": (query, WIDTH), f"{layer}.cross_attn.o_proj.weight": (WIDTH,) * 2}
+        shapes |= {
+            f"{layer}.proj_in.weight": (WIDTH, query + WIDTH),
+            f"{layer}.proj_out.linear_1.weight": (WIDTH, WIDTH),
+        }
+        shapes |= {
+            f"{layer}.proj_out.linear_2.weight": (query, WIDTH),
+            f"{layer}.cross_attn.o_proj.weight": (WIDTH,) * 2,
+        }
         kinds = ["q_proj", *(f"{kind}_proj_{number}" for number in range(len(windows)) for kind in "kv")]
         for kind in kinds:
             shapes |= _norm(f"{layer}.cross_attn.{kind}.0") | {f"{layer}.cross_attn.{kind}.1.weight": (WIDTH, WIDTH)}

@@ -24,4 +24,5 @@ def register_cambrian() -> None:
     AutoConfig.register(ReleasedConfig.model_type, ReleasedConfig, exist_ok=True)
     AutoModelForImageTextToText.register(CambrianConfig, CambrianForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(CambrianConfig, CambrianProcessor, exist_ok=True)
-    AutoImageProcessor.register(CambrianConfig, slow_image_processor_class=CambrianImageProcessor, exist_ok=True)
+    backends = {"pil": CambrianImageProcessor, "torchvision": CambrianImageProcessor}  # one, whichever is preferred
+    AutoImageProcessor.register(CambrianConfig, image_processor_classes=backends, exist_ok=True)

@@ -9,7 +9,9 @@ from torch import Tensor
 def padding(size: tuple[int, int], side: int) -> tuple[int, int]:
     """(rows, columns) of padding at each end of a grid of side x side cells over a picture (H, W) padded to a square.
 
-    Source: `unpad_image` of the published code, which rounds so that cells with a little padding stay.
+    What is left is up to one cell more or less than the picture: its outermost half cells may be cut off, too.
+
+    Source: `unpad_image` of the published code.
     """
     height, width = size
     if width > height:

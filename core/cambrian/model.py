@@ -195,20 +195,20 @@ class CambrianModel(CambrianPreTrainedModel):
         vision = None
         if pixel_values is not None:
             if input_ids is None or image_sizes is None:
-                raise GroundingError("a picture needs input_ids with its slots and image_sizes; give what the processor made")
+                raise GroundingError(
+                    "a picture needs input_ids with its slots and image_sizes; give what the processor made"
+                )
             vision = self.look(pixel_values, image_sizes)
             tokens, is_cell = vision.pop("tokens"), vision.pop("is_cell")
             slots = input_ids == self.config.image_token_id
             if int(slots.sum()) != len(tokens):
                 raise GroundingError(
-                    f"the prompts hold {int(slots.sum())} visual slots for {len(tokens)} visual tokens; let the model's "
-                    "own processor expand the placeholder"
+                    f"the prompts hold {int(slots.sum())} visual slots for {len(tokens)} visual tokens; let the "
+                    "model's own processor expand the placeholder"
                 )
             inputs_embeds = inputs_embeds.masked_scatter(slots[..., None], tokens.to(inputs_embeds.dtype))
             vision["where"] = slots.masked_scatter(slots, is_cell)
-        return self.language_model(
-            attention_mask=attention_mask, inputs_embeds=inputs_embeds, vision=vision, **kwargs
-        )
+        return self.language_model(attention_mask=attention_mask, inputs_embeds=inputs_embeds, vision=vision, **kwargs)
 
 
 class CambrianForConditionalGeneration(CambrianPreTrainedModel, GenerationMixin):
@@ -273,7 +273,9 @@ class CambrianForConditionalGeneration(CambrianPreTrainedModel, GenerationMixin)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"})
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, **{k: v for k, v in outputs.items() if k != "last_hidden_state"}
+        )
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *, is_first_iteration: bool = False, **kwargs: Any

@@ -46,6 +46,7 @@ class CambrianImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": torch.stack(pixels), "image_sizes": sizes}, tensor_type=return_tensors)
 
 
+@no_type_check  # transformers reads the arguments off its __init__
 class CambrianProcessor(ProcessorMixin):
     """Tokenizer and image processor in one.
 

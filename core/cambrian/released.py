@@ -1,7 +1,7 @@
 """Cambrian-1 as its authors publish it: a Llama's checkpoint with the aggregator in it, and encoders elsewhere.
 
-config.json has the model type "cambrian_llama" and names the encoders. Each encoder is looked for in the checkpoint's own
-folder `towers/<last part of its name>` first, and on the hub where the published code takes it from otherwise.
+config.json has the model type "cambrian_llama" and names the encoders. Each encoder is looked for in the checkpoint's
+own folder `towers/<last part of its name>` first, and on the hub where the published code takes it from otherwise.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class ReleasedCambrian:
                 "aggregator), is the one that can be read"
             )
         if getattr(released, "mm_use_im_start_end", False):
-            raise GroundingError(f"{self.source!r} puts tokens around its pictures (mm_use_im_start_end); none is known to")
+            raise GroundingError(
+                f"{self.source!r} puts tokens around its pictures (mm_use_im_start_end); none is known to"
+            )
         if getattr(released, "mm_vision_select_feature", "patch") != "patch":
             raise GroundingError(
                 f"{self.source!r} takes {released.mm_vision_select_feature!r} features of its encoders; only the "

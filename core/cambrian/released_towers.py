@@ -1,7 +1,7 @@
 """The encoders that published Cambrian-1 checkpoints name: what they see, and where their weights are.
 
-CLIP and DINOv2 are read with transformers' classes; SigLIP and CLIP's ConvNeXt are OpenCLIP models around timm's, of which
-only timm's part is taken.
+CLIP and DINOv2 are read with transformers' classes; SigLIP and CLIP's ConvNeXt are OpenCLIP models around timm's, of
+which only timm's part is taken.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ def _open_clip(source: str, given: dict[str, Any], name: str) -> ReleasedTower:
     usual = ((0.5,) * 3, (0.5,) * 3) if "siglip" in name.lower() else (CLIP_MEAN, CLIP_STD)
     mean, std = told.get("mean", usual[0]), told.get("std", usual[1])
     wanted = set(model.state_dict())
-    return ReleasedTower(
-        given | {"body": body} | _seen(mean, std, fill=CLIP_MEAN), lambda: _trunk(source, wanted)
-    )
+    return ReleasedTower(given | {"body": body} | _seen(mean, std, fill=CLIP_MEAN), lambda: _trunk(source, wanted))
 
 
 def _trunk(source: str, wanted: set[str]) -> dict[str, Tensor]:

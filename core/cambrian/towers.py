@@ -69,7 +69,8 @@ def timm_body(body: dict[str, Any]) -> nn.Module:
         import timm
     except ImportError as error:
         raise GroundingError(
-            "Cambrian-1's SigLIP and ConvNeXt are timm models; install timm (pip install 'attend-and-segment[families]')"
+            "Cambrian-1's SigLIP and ConvNeXt are timm models; install timm (pip install "
+            "'attend-and-segment[families]')"
         ) from error
     try:
         model = timm.create_model(

@@ -13,7 +13,8 @@ from core.images import centred_offset
 
 
 class Cambrian(Family):
-    """One view, "image". Its cells see the whole picture; on the padded axis the outermost ones stick out of it.
+    """One view, "image". On the padded axis it sticks out of the picture or misses some of it, less than half a cell at
+    each end, as the model rounds to whole cells.
 
     A cell is where its queries ask. One of the four encoders, SigLIP, leaves 6 of its 384 pixels unseen at the right
     and at the bottom, so that its features lie up to 1.6 % of the side nearer to the top left.
