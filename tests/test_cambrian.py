@@ -202,7 +202,7 @@ def test_pictures_equal_the_published_processing(lmm):
 
 
 def test_prompts_are_the_published_conversations(single, directories):
-    """Word for word; the picture of Cambrian-1 8B then stands at the image_position of its config.json, 91."""
+    """Word for word. With Llama-3's own tokenizer 91 tokens stand before the picture, its config.json's image_position."""
     system = (
         "You are Cambrian, a highly intelligent multimodal AI trained by NYU Vision X. \n    As a multimodal AI, you "
         "have the ability to process and analyze images. Whenever an image is present in the conversation, very "

@@ -131,19 +131,20 @@ class CambrianModel(CambrianPreTrainedModel):
             each tower [cells, n, c], and `masks`, bool [cells, n].
         """
         side, sizes = self.config.side, [tuple(size) for size in image_sizes.tolist()]
-        grids = [self._projected(number, each) for number, each in enumerate(self._squares(pixel_values))]
+        device = pixel_values.device  # towers may stand on several
+        grids = [self._projected(number, each).to(device) for number, each in enumerate(self._squares(pixel_values))]
         context = grids[0].mean(1)
-        cells = self.mm_projector(torch.cat(self._sampled(grids, context, sizes), -1))
-        inside = kept(sizes, side, pixel_values.device)
-        slots = torch.cat([cells, self.image_newline.expand(*cells.shape[:2], 1, -1)], 2)
+        cells = self.mm_projector(torch.cat(self._sampled(grids, context, sizes), -1)).to(device)
+        inside = kept(sizes, side, device)
+        slots = torch.cat([cells, self.image_newline.to(device).expand(*cells.shape[:2], 1, -1)], 2)
         taken = torch.cat([inside, inside.any(2, keepdim=True)], 2)
-        column = torch.arange(side + 1, device=taken.device).expand_as(taken)
+        column = torch.arange(side + 1, device=device).expand_as(taken)
         return {
             "tokens": slots[taken],
             "is_cell": (column < side)[taken],
             "context": repeat(context, "b c -> b h w 1 c", h=side, w=side)[inside],
             "features": [windows_of(grid, side)[inside] for grid in grids],
-            "masks": [self._mask(number, sizes, side)[inside] for number in range(len(grids))],
+            "masks": [self._mask(number, sizes, side, device)[inside] for number in range(len(grids))],
         }
 
     def _squares(self, pixel_values: Tensor) -> list[Tensor]:
@@ -168,17 +169,17 @@ class CambrianModel(CambrianPreTrainedModel):
         for group, side in enumerate(self.config.query_sides):
             shape = {"b": len(sizes), "h": side, "w": side}
             found = self.get_submodule(f"vision_sampler_{group}")(
-                repeat(self.vision_query[group], "c -> (b h w) 1 c", **shape),
+                repeat(self.vision_query[group].to(context.device), "c -> (b h w) 1 c", **shape),
                 repeat(context, "b c -> (b h w) 1 c", h=side, w=side),
                 [windows_of(grid, side).flatten(0, 2) for grid in grids],
-                [self._mask(number, sizes, side).flatten(0, 2) for number in range(len(grids))],
+                [self._mask(number, sizes, side, context.device).flatten(0, 2) for number in range(len(grids))],
             )
             groups.append(resampled(rearrange(found, "(b h w) 1 c -> b h w c", **shape), self.config.side))
         return groups
 
-    def _mask(self, number: int, sizes: list[tuple[int, int]], side: int) -> Tensor:
+    def _mask(self, number: int, sizes: list[tuple[int, int]], side: int, device: torch.device) -> Tensor:
         """bool [b, h, w, n]: which of a tower's features the cells may look at."""
-        return windows_mask(kept(sizes, self.config.towers[number]["side"], self.image_newline.device), side)
+        return windows_mask(kept(sizes, self.config.towers[number]["side"], device), side)
 
     def forward(
         self,
@@ -206,8 +207,8 @@ class CambrianModel(CambrianPreTrainedModel):
                     f"the prompts hold {int(slots.sum())} visual slots for {len(tokens)} visual tokens; let the "
                     "model's own processor expand the placeholder"
                 )
-            inputs_embeds = inputs_embeds.masked_scatter(slots[..., None], tokens.to(inputs_embeds.dtype))
-            vision["where"] = slots.masked_scatter(slots, is_cell)
+            inputs_embeds = inputs_embeds.masked_scatter(slots[..., None], tokens.to(inputs_embeds))
+            vision["where"] = slots.masked_scatter(slots, is_cell.to(slots.device))
         return self.language_model(attention_mask=attention_mask, inputs_embeds=inputs_embeds, vision=vision, **kwargs)
 
 
