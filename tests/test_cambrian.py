@@ -15,6 +15,7 @@ from tiny_cambrian import TOWERS, tiny_cambrian
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from core.batch import encode
+from core.cambrian.geometry import kept_shape
 from core.checkpoints import load_processor
 from core.doctor import examine
 from core.errors import GroundingError
@@ -154,6 +155,11 @@ def test_cells_are_those_of_the_padded_square(lmm, size):
     assert [(v + o) / cell % 1 for v, o in zip((x0, y0), offset, strict=True)] == pytest.approx([0, 0], abs=1e-9)
 
 
+def test_published_sizes():
+    shapes = {(480, 640): (18, 24), (640, 480): (24, 18), (500, 500): (24, 24), (427, 640): (16, 24)}
+    assert {size: kept_shape(size, 24) for size in shapes} == shapes
+
+
 def test_too_long_pictures_are_refused(lmm):
     assert lmm.replay(picture(20, 150), "What?", "").views[0].shape == (2, 8)
     with pytest.raises(GroundingError, match=r"900 x 20 pixels is more than 8 times as long as wide.*crop it"):
@@ -202,7 +208,7 @@ def test_pictures_equal_the_published_processing(lmm):
 
 
 def test_prompts_are_the_published_conversations(single, directories):
-    """Word for word. With Llama-3's own tokenizer 91 tokens stand before the picture, its config.json's image_position."""
+    """Word for word. With Llama-3's own tokenizer the picture stands at 91, the image_position of the published 8B."""
     system = (
         "You are Cambrian, a highly intelligent multimodal AI trained by NYU Vision X. \n    As a multimodal AI, you "
         "have the ability to process and analyze images. Whenever an image is present in the conversation, very "
@@ -291,6 +297,7 @@ def with_weights(directory, target, change):
 def with_config(directory, target, **changes):
     folder = copied(directory, target)
     config = json.loads((folder / "config.json").read_text()) | changes
+    config = {name: value for name, value in config.items() if value is not None or name not in changes}
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -326,6 +333,7 @@ def test_what_the_published_code_does_not_read_is_left(directory, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"query_num_list": None}, r"config\.json of .* does not say query_num_list, as published ones do"),
         ({"mm_projector_type": "mlp2x_gelu"}, r"joins its encoders with 'mlp2x_gelu'.*'sva'"),
         ({"mm_use_im_start_end": True}, r"puts tokens around its pictures \(mm_use_im_start_end\)"),
         ({"mm_vision_select_feature": "cls_patch"}, r"takes 'cls_patch' features"),

@@ -94,7 +94,8 @@ import torch  # its own import is not ours to judge
 sys.addaudithook(watch)
 package = importlib.import_module(sys.argv[1])
 modules = [module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
-models = [name for name in modules if name.startswith(("core.encoders.", "core.cambrian."))]  # subclasses of transformers'
+subclasses = ("core.encoders.", "core.cambrian.")  # of transformers' models
+models = [name for name in modules if name.startswith(subclasses)]
 for name in sorted(set(modules) - set(models)):
     importlib.import_module(name)
 print(" ".join(sorted({name.split(".")[0] for name in sys.modules})))

@@ -9,7 +9,8 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save_file
-from tiny_models import _clip, _llama, _train, llama_tokenizer
+from tiny_models import _clip, _llama, _train
+from tiny_vicuna import Pieces, tiny_vicuna
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
@@ -34,14 +35,20 @@ def tiny_cambrian(directory: Path, *, seed: int = 0, **changes: Any) -> Path:
     """8 x 8 cells; pictures of 126 (SigLIP), 112 (CLIP), 126 (DINOv2) and 256 px (ConvNeXt, 4 x 4 features a cell).
 
     Args:
-        changes: of config.json; `llama_3=False` for Vicuna's kind of tokenizer.
+        changes: of config.json; `llama_3=False` for a tokenizer like Vicuna's.
     """
     directory.mkdir(parents=True, exist_ok=True)
     llama_3 = changes.pop("llama_3", True)
-    tokenizer = llama_3_tokenizer() if llama_3 else vicuna_tokenizer()
-    tokenizer.save_pretrained(directory)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    text = _llama(len(tokenizer), num_hidden_layers=4, num_key_value_heads=2, **({} if not llama_3 else ends))
+    text = {"num_hidden_layers": 4, "num_key_value_heads": 2}
+    if llama_3:
+        tokenizer = llama_3_tokenizer()
+        tokenizer.save_pretrained(directory)
+        text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+        text = _llama(len(tokenizer), **text)
+    else:
+        for file in tiny_vicuna(directory / "vicuna").glob("*token*"):
+            file.rename(directory / file.name)
+        text = _llama(Pieces(directory / "tokenizer.model").size, **text)
     released = {
         "architectures": ["CambrianLlamaForCausalLM"],
         "model_type": "cambrian_llama",
@@ -71,6 +78,12 @@ def tiny_cambrian(directory: Path, *, seed: int = 0, **changes: Any) -> Path:
     }
     released = {k: v for k, v in text.items() if k != "model_type"} | released | changes
     (directory / "config.json").write_text(json.dumps(released))
+    sampling = {
+        "temperature": 0.9,
+        "top_p": 0.6,
+        "eos_token_id": text["eos_token_id"],
+    }  # without do_sample, as Vicuna's
+    (directory / "generation_config.json").write_text(json.dumps(sampling))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         save_file(_weights(released), directory / "model.safetensors", metadata={"format": "pt"})
@@ -87,13 +100,6 @@ def llama_3_tokenizer() -> Any:
     markers = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     backend.add_special_tokens(markers)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=markers[0], eos_token=markers[-1])
-
-
-def vicuna_tokenizer() -> Any:
-    """Llama's, without an image token."""
-    tokenizer = llama_tokenizer(image=False)
-    tokenizer.chat_template = None
-    return tokenizer
 
 
 def _weights(released: dict[str, Any]) -> dict[str, torch.Tensor]:

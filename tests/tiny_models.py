@@ -28,7 +28,7 @@ QWEN_CHAT = (
 )
 
 
-def llama_tokenizer(*, image: bool = True) -> Any:
+def llama_tokenizer() -> Any:
     """Llama's own class on a vocabulary of this file's words: "▁" for spaces, byte fallback, "<s>" in front."""
     from transformers import LlamaTokenizer
 
@@ -36,8 +36,7 @@ def llama_tokenizer(*, image: bool = True) -> Any:
     vocab, merges = _train(models.BPE(unk_token="<unk>"), pre_tokenizers.Metaspace(), specials, 640)
     tokenizer = LlamaTokenizer(vocab=vocab, merges=merges, pad_token="<unk>", add_bos_token=True)
     tokenizer.update_post_processor()
-    if image:
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.chat_template = LLAVA_CHAT
     return tokenizer
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig
 
 from core.cambrian.configuration import CambrianConfig
 from core.cambrian.model import CambrianForConditionalGeneration
@@ -22,6 +23,11 @@ from core.encoders.llava import llava_tokenizer
 from core.errors import GroundingError
 from core.prompts import IMAGE, TEMPLATES
 
+FIELDS = (  # of config.json
+    *("mm_projector_type", "mm_vision_tower_aux_list", "mm_vision_tower_aux_token_len_list", "mm_vision_select_layer"),
+    *("image_token_len", "query_num_list", "vision_hidden_size", "connector_depth", "connector_only"),
+)
+INSIDE_FIELDS = tuple(f"{name}_of_vision_sampler_layers" for name in ("num", "start", "stride"))
 SAME = ("vision_sampler_", "vision_query", "image_newline", "mm_projector")  # behind "model.", named as ours
 INSIDE = re.compile(r"model\.vision_sampler_layers\.(\d+)\.(.+)")
 UNREAD = re.compile(r".*rotary_emb\.inv_freq|model\.vision_tower_aux_list\..*")  # the published code does not, either
@@ -64,11 +70,17 @@ class ReleasedCambrian:
             released_tower(source, name, _side(length), layer=released.mm_vision_select_layer)
             for name, length in zip(released.mm_vision_tower_aux_list, lengths, strict=True)
         ]
-        self.tokenizer = llava_tokenizer(source)
+        self.tokenizer = llava_tokenizer(source, revision=revision)
         self.config = self._config(released)
 
     def _check(self, released: Any) -> None:
-        kind = getattr(released, "mm_projector_type", None)
+        inside = () if getattr(released, "connector_only", True) else INSIDE_FIELDS
+        absent = [name for name in (*FIELDS, *inside) if not hasattr(released, name)]
+        if absent:
+            raise GroundingError(
+                f"config.json of {self.source!r} does not say {', '.join(absent)}, as published ones do"
+            )
+        kind = released.mm_projector_type
         if kind != "sva":
             raise GroundingError(
                 f"{self.source!r} joins its encoders with {kind!r}; the connector of Cambrian-1, 'sva' (spatial vision "
@@ -76,7 +88,7 @@ class ReleasedCambrian:
             )
         if getattr(released, "mm_use_im_start_end", False):
             raise GroundingError(
-                f"{self.source!r} puts tokens around its pictures (mm_use_im_start_end); none is known to"
+                f"{self.source!r} puts tokens around its pictures (mm_use_im_start_end), which no published one does"
             )
         if getattr(released, "mm_vision_select_feature", "patch") != "patch":
             raise GroundingError(
@@ -86,11 +98,11 @@ class ReleasedCambrian:
 
     def _config(self, released: Any) -> CambrianConfig:
         token = self.tokenizer.convert_tokens_to_ids(IMAGE)
-        text = {key: value for key, value in released.to_diff_dict().items() if hasattr(_llama(), key)}
-        text |= {"vocab_size": max(released.vocab_size, token + 1), "torch_dtype": None}
+        known = LlamaConfig().to_dict().keys() - {"architectures", "dtype", "model_type", "transformers_version"}
+        text = {key: value for key, value in released.to_diff_dict().items() if key in known}
         inside = not released.connector_only
         return CambrianConfig(
-            text_config={key: value for key, value in text.items() if value is not None},
+            text_config=text | {"vocab_size": max(released.vocab_size, token + 1)},
             towers=[tower.given for tower in self.towers],
             image_token_id=token,
             side=_side(released.image_token_len),
@@ -127,14 +139,16 @@ class ReleasedCambrian:
         Raises:
             GroundingError: weights that are missing, have another shape, or have no place.
         """
-        from transformers import GenerationConfig
         from transformers.utils import cached_file
 
         state = self.weights()
         model = CambrianForConditionalGeneration.from_pretrained(None, config=self.config, state_dict=state, **options)
         quiet = {"_raise_exceptions_for_missing_entries": False, "revision": self.revision}
         if cached_file(self.source, "generation_config.json", **quiet) is not None:
-            model.generation_config = GenerationConfig.from_pretrained(self.source, revision=self.revision)
+            told = GenerationConfig.from_pretrained(self.source, revision=self.revision)
+            if not told.do_sample:  # transformers does not save what greedy decoding has no use for
+                told.temperature = told.top_p = told.top_k = None
+            model.generation_config = told
         model.config.name_or_path = self.source
         return model
 
@@ -148,7 +162,7 @@ class ReleasedCambrian:
         rows = self.config.text_config.vocab_size
         for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
             if name in state:  # the image token, whose row is never read and never the likeliest
-                state[name] = torch.nn.functional.pad(state[name], (0, 0, 0, rows - len(state[name])))
+                state[name] = torch.nn.functional.pad(state[name], (0, 0, 0, max(0, rows - len(state[name]))))
         for number, tower in enumerate(self.towers):
             state |= {f"model.towers.{number}.body.{name}": value for name, value in tower.weights().items()}
         with torch.device("meta"):
@@ -183,12 +197,6 @@ class ReleasedCambrian:
                     f"{name} has shape {list(state[name].shape)} in {self.source!r}, but its config.json asks for "
                     f"{list(value.shape)}"
                 )
-
-
-def _llama() -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig()
 
 
 def _side(count: int) -> int:
