@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from plain_cambrian import PlainCambrian
 from safetensors.torch import load_file, save_file
-from tiny_cambrian import TOWERS, tiny_cambrian
+from tiny_cambrian import TOWERS, llama_3_tokenizer, tiny_cambrian
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from core.batch import encode
 from core.cambrian.geometry import kept_shape
-from core.checkpoints import load_processor
+from core.checkpoints import load_processor, load_structure
 from core.doctor import examine
 from core.errors import GroundingError
 from core.lmm import LMM, load_lmm
@@ -272,6 +272,27 @@ def test_a_device_map_places_a_published_checkpoint(single, directory):
     assert all(torch.equal(value, placed[name]) for name, value in single.model.state_dict().items())
 
 
+def test_parts_on_disk_change_nothing(single, tmp_path):
+    """Offloaded parts are loaded when they are called, and only then."""
+    single.model.save_pretrained(tmp_path / "saved")
+    names = dict(single.model.model.named_children()).keys() - {"language_model"}
+    layers = {f"model.language_model.layers.{layer}": ("disk", "cpu")[layer % 2] for layer in range(4)}
+    rest = {f"model.language_model.{name}": "cpu" for name in ("embed_tokens", "norm", "rotary_emb")}
+    rest |= {"model.vision_query": "cpu", "model.image_newline": "cpu"}
+    places = {f"model.{name}": "disk" for name in names} | layers | rest | {"lm_head": "cpu"}
+    model = type(single.model).from_pretrained(
+        tmp_path / "saved", device_map=places, offload_folder=str(tmp_path / "offloaded")
+    )
+    assert (
+        model.model.towers[0].body.pos_embed.is_meta and model.model.language_model.layers[0].mlp.up_proj.weight.is_meta
+    )
+    found, expected = (
+        lmm.generate(picture(90, 140), "What?", **options()) for lmm in (LMM(model, single.processor), single)
+    )
+    assert torch.equal(found.token_ids, expected.token_ids)
+    torch.testing.assert_close(found.attention, expected.attention, atol=1e-6, rtol=0)
+
+
 def test_the_processor_alone(directory):
     assert load_processor(directory).side == 8
 
@@ -370,3 +391,43 @@ def test_pictures_and_slots_must_fit(lmm):
         lmm.model(**batch.inputs | {"image_sizes": None})
     with pytest.raises(GroundingError, match=r"6 rows of 8 cells and a newline would be 54 visual tokens, but .* 57"):
         lmm.family.views(batch.inputs, 0, 57, lmm.family.prepare(picture(90, 140)))
+
+
+# The real sizes, without weights.
+
+
+def test_the_published_8b_has_the_sizes_of_its_parts(tmp_path):
+    """config.json as the published training script sets it; the encoders' folders say what their hub's files do."""
+    llama_3_tokenizer().save_pretrained(tmp_path)
+    llama = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    llama |= {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0, "rms_norm_eps": 1e-5}
+    names = [*list(TOWERS)[:2], "facebook/dinov2-giant-res378", "clip-convnext-XXL-multi-stage"]
+    vision = {"mm_vision_tower_aux_list": names, "mm_vision_tower_aux_token_len_list": [576, 576, 576, 9216]}
+    vision |= {"mm_projector_type": "sva", "mm_vision_select_layer": -2, "vision_hidden_size": 1024}
+    vision |= {"image_token_len": 576, "num_query_group": 1, "query_num_list": [576], "connector_depth": 3}
+    vision |= {"connector_only": False, "num_of_vision_sampler_layers": 10}
+    vision |= {"start_of_vision_sampler_layers": 0, "stride_of_vision_sampler_layers": 3}
+    tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    clip = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+    dino = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True}
+    written = {
+        "config.json": {"model_type": "cambrian_llama"} | llama | vision,
+        "towers/CLIP-ViT-SO400M-14-384/open_clip_config.json": open_clip("vit_so400m_patch14_siglip_384"),
+        "towers/clip-vit-large-patch14-336/config.json": {"model_type": "clip", "vision_config": tower | clip},
+        "towers/dinov2-giant-res378/config.json": {"model_type": "dinov2", "image_size": 518, "patch_size": 14} | dino,
+        "towers/clip-convnext-XXL-multi-stage/open_clip_config.json": open_clip("convnext_xxlarge"),
+    }
+    for name, content in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    model, processor = load_structure(tmp_path, dtype=torch.bfloat16)
+    counts = [sum(weight.numel() for weight in tower.parameters()) for tower in model.model.towers]
+    assert [round(count / 1e6) for count in counts] == [413, 304, 1136, 843]
+    shown = [(tower["size"], tower["side"], tower["width"]) for tower in model.config.towers]
+    assert shown == [(384, 24, 1152), (336, 24, 1024), (378, 24, 1536), (1024, 96, 5760)]
+    assert model.config.sampled_layers == list(range(0, 30, 3)) and processor.side == 24
+    assert round(sum(weight.numel() for weight in model.parameters()) / 1e9, 1) == 11.0
+
+
+def open_clip(architecture: str) -> dict:
+    return {"model_cfg": {"vision_cfg": {"timm_model_name": architecture}}}

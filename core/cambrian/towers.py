@@ -40,7 +40,7 @@ class Tower(nn.Module):
 
     def _of_timm(self, pictures: Tensor) -> Tensor:
         if not self.given["stages"]:
-            found = self.body.forward_features(pictures)
+            found = self.body(pictures)  # without pooling and head, all tokens
             return self._on_grid(found[:, self.given["skip"] :])
         found, hidden = [], self.body.stem(pictures)
         for stage in self.body.stages:
