@@ -268,9 +268,12 @@ def recording(model: nn.Module, text_model: nn.Module, recorder: RowRecorder) ->
 
 
 def _attention_function(module: nn.Module, implementation: str) -> Callable:
-    """The function that the module's own modelling file runs for an implementation."""
+    """The function that the module's own modelling file, or that of the class it inherits from, runs for an
+    implementation.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    modeling = sys.modules[type(module).__module__]
+    files = [sys.modules[kind.__module__] for kind in type(module).__mro__]
+    modeling = next((file for file in files if hasattr(file, "eager_attention_forward")), files[0])
     interface = getattr(modeling, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
     return interface.get_interface(implementation, getattr(modeling, "eager_attention_forward", None))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from core.cambrian import register_cambrian
 from core.encoders import register_encoders
 from core.errors import GroundingError
 from core.families import family_class
 
 EMBEDDED = {"embedded": "llava"} | {f"embedded/{kind}": kind for kind in ("llava", "llava_two_stages", "difflmm")}
+PUBLISHED = {  # config.model_type of layouts that transformers does not know: what reads them
+    "cambrian_llama": "core.cambrian.released:ReleasedCambrian",
+}
 
 
 def load_checkpoint(
@@ -33,8 +40,6 @@ def load_checkpoint(
         GroundingError: nothing loadable there, a family without an adapter or without a spatial grid, a device besides
             a device map, or a quantisation that cannot be had here.
     """
-    from transformers import AutoModelForImageTextToText
-
     if quantization is not None and device_map is None:
         device_map = "auto" if device == "auto" else {"": str(device)}
     elif device_map is not None and device != "auto":
@@ -45,11 +50,11 @@ def load_checkpoint(
     given = {"device_map": device_map, "attn_implementation": attn_implementation}
     options = {name: value for name, value in given.items() if value is not None}
     with _told(name_or_path):
-        source, _, processor = _described(name_or_path, revision)
+        described = _described(name_or_path, revision)
         if quantization is not None:
             options["quantization_config"] = _quantization(quantization)
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, revision=revision, **options)
-    return (model.to(device) if device_map is None else model), processor
+        model = described.load(dtype=dtype, **options)
+    return (model.to(device) if device_map is None else model), described.processor
 
 
 def load_structure(name_or_path: str | Path, *, dtype: torch.dtype) -> tuple[nn.Module, Any]:
@@ -61,10 +66,10 @@ def load_structure(name_or_path: str | Path, *, dtype: torch.dtype) -> tuple[nn.
     from transformers import AutoModelForImageTextToText
 
     with _told(name_or_path):
-        _, config, processor = _described(name_or_path, None)
+        described = _described(name_or_path, None)
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    return model, processor
+            model = AutoModelForImageTextToText.from_config(described.config, dtype=dtype)
+    return model, described.processor
 
 
 def load_processor(name_or_path: str | Path) -> Any:
@@ -74,18 +79,34 @@ def load_processor(name_or_path: str | Path) -> Any:
         GroundingError: as for `load_checkpoint`.
     """
     with _told(name_or_path):
-        return _described(name_or_path, None)[2]
+        return _described(name_or_path, None).processor
 
 
-def _described(name_or_path: str | Path, revision: str | None) -> tuple[str, Any, Any]:
-    """Where a checkpoint is, its configuration and its processor; refused before gigabytes are read."""
-    from transformers import AutoConfig, AutoProcessor
+@dataclass(frozen=True)
+class _Described:
+    """A checkpoint before its weights are read; `load` takes the options of `from_pretrained`."""
+
+    config: Any
+    processor: Any
+    load: Callable[..., nn.Module]
+
+
+def _described(name_or_path: str | Path, revision: str | None) -> _Described:
+    """A checkpoint's configuration and processor; refused before gigabytes are read."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     register_encoders()
+    register_cambrian()
     source = _source(name_or_path)
     config = AutoConfig.from_pretrained(source, revision=revision)
+    if config.model_type in PUBLISHED:
+        module, name = PUBLISHED[config.model_type].split(":")
+        released = getattr(import_module(module), name)(source, config, revision)
+        return _Described(released.config, released.processor, released.load)
     family_class(config.model_type)
-    return source, config, AutoProcessor.from_pretrained(source, revision=revision)
+    processor = AutoProcessor.from_pretrained(source, revision=revision)
+    load = partial(AutoModelForImageTextToText.from_pretrained, source, revision=revision)
+    return _Described(config, processor, load)
 
 
 def _quantization(wanted: str | Mapping[str, Any]) -> Any:

@@ -94,11 +94,12 @@ import torch  # its own import is not ours to judge
 sys.addaudithook(watch)
 package = importlib.import_module(sys.argv[1])
 modules = [module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
-models = [name for name in modules if name.startswith("core.encoders.")]  # subclasses of transformers' models
+subclasses = ("core.encoders.", "core.cambrian.")  # of transformers' models
+models = [name for name in modules if name.startswith(subclasses)]
 for name in sorted(set(modules) - set(models)):
     importlib.import_module(name)
 print(" ".join(sorted({name.split(".")[0] for name in sys.modules})))
-for name in models:  # loaded by register_encoders only; still without the network
+for name in models:  # loaded by register_encoders and register_cambrian only; still without the network
     importlib.import_module(name)
 """
 

@@ -88,8 +88,12 @@ def llava_processor(
     )
 
 
-def llava_tokenizer(language_model: str | Path) -> Any:
+def llava_tokenizer(language_model: str | Path, *, revision: str | None = None) -> Any:
     """The tokenizer of a language model, with LLaVA's image token; also from a sentencepiece `tokenizer.model` alone.
+
+    Args:
+        language_model: directory or hub id.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         GroundingError: no tokenizer there.
@@ -97,7 +101,7 @@ def llava_tokenizer(language_model: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(language_model))
+        tokenizer = AutoTokenizer.from_pretrained(str(language_model), revision=revision)
     except (OSError, ValueError, ImportError) as error:
         raise GroundingError(
             f"the tokenizer could not be loaded from {str(language_model)!r}: {str(error).strip().splitlines()[0]} "

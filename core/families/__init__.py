@@ -34,6 +34,7 @@ FAMILIES = {  # config.model_type, or with the vision tower's behind a "/": modu
     "cohere2_vision": "core.families.internvl:Cohere2Vision",
     "ovis2": "core.families.ovis2:Ovis2",
     "molmo2": "core.families.molmo2:Molmo2",
+    "cambrian": "core.families.cambrian:Cambrian",
 }
 
 NO_GRID = {  # config.model_type: why its visual tokens are no places on the image
