@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image
+from tiny_cambrian import tiny_cambrian
 from tiny_families import BUILDERS
 
 from core import load_nlp, load_segmenter
@@ -21,6 +22,7 @@ from core.records import RunStore
 from core.several import ground_images, image_shares
 
 FIRST = {name: getattr(tiny_models, f"tiny_{name}") for name in ("llava", "llava_next", "qwen2_5_vl")}
+FIRST |= {"cambrian": tiny_cambrian}
 ALL = BUILDERS | FIRST
 NEW = 4
 
