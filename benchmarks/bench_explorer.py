@@ -28,10 +28,10 @@ from analysis.explorer.data import explorer_data  # noqa: E402
 from analysis.explorer.page import save_html  # noqa: E402
 from core.generation import Generation  # noqa: E402
 from core.geometry import View  # noqa: E402
-from core.masks import encode_rle  # noqa: E402
 from core.options import GroundOptions  # noqa: E402
 from core.phrases import Phrase  # noqa: E402
 from core.pipeline import Grounding, phrase_maps, phrase_points  # noqa: E402
+from core.rle import encode_rle  # noqa: E402
 
 TOKENS, WORDS = 120, 12
 GRIDS = {576: (24, 24), 2916: (54, 54), 16002: (127, 126)}  # visual tokens: LLaVA-1.5's, LLaVA-NeXT's, and many more

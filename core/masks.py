@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from core.errors import GroundingError
 from core.mask_prompts import bright_boxes, mask_inputs, shares
+from core.rle import encode_rle
 from core.segmenters.backend import Backend, Embedding
 from core.segmenters.loading import load_backend
 from core.segmenters.segment_anything import SegmentAnything
@@ -319,29 +320,6 @@ def encode_chosen(parts: Iterable[Masks], how: str) -> tuple[tuple[tuple[dict, .
         codes += [tuple(encode_rle(mask) for mask in masks) for masks in chosen.masks]
         scores.append(chosen.scores)
     return tuple(codes), torch.cat(scores) if scores else torch.zeros(0, MASK_CHOICES[how])
-
-
-def encode_rle(mask: Bool[Tensor, "H W"]) -> dict:
-    """COCO run-length code of a mask: {"size": [H, W], "counts": str}, ready for JSON."""
-    from pycocotools import mask as coco
-
-    code = coco.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
-
-
-def decode_rle(code: dict) -> Bool[Tensor, "H W"]:
-    """The mask of a COCO run-length code (compressed counts, as str or bytes).
-
-    Raises:
-        GroundingError: not such a code.
-    """
-    from pycocotools import mask as coco
-
-    counts = code.get("counts")
-    if not isinstance(counts, str | bytes) or len(code.get("size", ())) != 2:
-        raise GroundingError(f"not a compressed COCO run-length code with 'size' and 'counts': {str(code)[:80]}")
-    counts = counts.encode("ascii") if isinstance(counts, str) else counts
-    return torch.from_numpy(coco.decode({"size": list(code["size"]), "counts": counts}).astype(bool))
 
 
 def _joined(parts: list[Masks], size: tuple[int, int], kept: int = 3) -> Masks:

@@ -11,8 +11,9 @@ import torch
 from tqdm import tqdm
 
 from core.lmm import LMM
-from core.masks import Segmenter, decode_rle
+from core.masks import Segmenter
 from core.pipeline import Grounding, ground
+from core.rle import decode_rle
 from embedded.scenes.captions import DESCRIBE, place
 from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.scenes import COLOURS, Scene, make_scene

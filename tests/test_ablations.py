@@ -18,7 +18,8 @@ from analysis.heads.masks import choose_heads, groundings_of_heads, segment_head
 from analysis.heads.points import measured_head_points
 from core import load_image, load_lmm, load_nlp, load_segmenter
 from core.errors import GroundingError
-from core.masks import choose, decode_rle
+from core.masks import choose
+from core.rle import decode_rle
 
 
 @pytest.fixture(scope="module")

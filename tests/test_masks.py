@@ -10,7 +10,8 @@ from tiny_sam import CONFIG, random_sam, segmenter, tiny_sam
 
 from core import masks as module
 from core.errors import GroundingError
-from core.masks import Masks, Segmenter, choose, decode_rle, encode_rle, load_segmenter
+from core.masks import Masks, Segmenter, choose, load_segmenter
+from core.rle import decode_rle, encode_rle
 
 SIZES = [(60, 110), (110, 60), (90, 90)]
 

@@ -48,8 +48,9 @@ from analysis.scoring.random_point import random_points, random_results, segment
 from analysis.settings import Settings, describe_run
 from analysis.tables import Provenance, Table
 from core.errors import GroundingError
-from core.masks import choose, decode_rle
+from core.masks import choose
 from core.phrases import Phrase, load_nlp
+from core.rle import decode_rle
 
 
 @pytest.fixture(scope="module")

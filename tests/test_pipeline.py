@@ -7,10 +7,10 @@ from tiny_sam import segmenter
 
 from core.attention import normalize
 from core.errors import GroundingError
-from core.masks import decode_rle
 from core.options import PRESETS, GroundOptions
 from core.phrases import Phrase, phrase_at
 from core.pipeline import attend_and_segment, ground, phrase_maps
+from core.rle import decode_rle
 
 CAPTION = "The image features a cat with green eyes. There is a red cup on the table, next to it."
 

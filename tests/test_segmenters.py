@@ -19,9 +19,10 @@ from tiny_segmenters import SEGMENTERS, SIDE, sam, tiny_segmenter
 
 from core.embeddings import keep_embeddings
 from core.errors import GroundingError
-from core.masks import MASK_CHOICES, Segmenter, choose, decode_rle, load_segmenter
+from core.masks import MASK_CHOICES, Segmenter, choose, load_segmenter
 from core.pipeline import ground
 from core.provenance import segmenter_identity
+from core.rle import decode_rle
 from core.segmenters.loading import BACKENDS
 from core.segmenters.segment_anything import SegmentAnything
 from core.segmenters.transformers_sam import TransformersSam

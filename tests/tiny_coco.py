@@ -15,10 +15,10 @@ from pycocotools import mask as rle
 from analysis.scoring.matching import CategoryMatcher
 from core.generation import Generation
 from core.geometry import View
-from core.masks import encode_rle
 from core.options import GroundOptions
 from core.phrases import Phrase
 from core.pipeline import Grounding
+from core.rle import encode_rle
 
 SIZES = {
     3: (80, 120),

@@ -8,10 +8,10 @@ import torch
 
 from core.generation import Generation
 from core.geometry import View
-from core.masks import encode_rle
 from core.options import GroundOptions
 from core.phrases import Phrase, load_nlp
 from core.pipeline import Grounding
+from core.rle import encode_rle
 
 SIZE = (40, 60)  # (H, W) of the image
 GRID = (4, 6)

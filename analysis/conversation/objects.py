@@ -12,8 +12,8 @@ from PIL import Image
 from analysis.conversation.drawn import DrawnAnswer, DrawnObject
 from analysis.figures import PALETTE
 from core.attention import to_grid
-from core.masks import decode_rle
 from core.pipeline import Grounding
+from core.rle import decode_rle
 
 SAME_OBJECT = 0.5  # IoU from which two phrases with the same noun are one object mentioned twice
 

@@ -16,9 +16,9 @@ from analysis.figures import PALETTE, plot_map_on_image, plot_overlay, save_figu
 from analysis.heads.figures import plot_head_maps
 from core.attention import to_grid
 from core.errors import GroundingError
-from core.masks import decode_rle
 from core.options import GroundOptions
 from core.pipeline import Grounding, token_maps
+from core.rle import decode_rle
 
 if TYPE_CHECKING:
     from analysis.explorer.explorer import Explorer
