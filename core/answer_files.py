@@ -58,6 +58,7 @@ def read_answers(
             - a chat or text completion of an OpenAI-compatible endpoint (`choices`), alone or as `response`, beside
               its request (`messages`, or a `request` or `body` that has them) or an `image`; also a line of a batch's
               output file (`custom_id`, `response.body`).
+            - a response of OpenAI's Responses interface (`output`), in the same places, its request having `input`.
             - an output of vLLM (`request_id`, `prompt`, `outputs`), as a mapping or as the object itself.
 
             One mapping of texts is read as image to answer.
@@ -183,6 +184,8 @@ def _answer(entry: Mapping[str, Any]) -> tuple[str, bool, str]:
         if isinstance(entry.get(key), list):
             text, complete = _chosen(entry[key])
             return text, complete, str(entry.get("model") or "")
+    if isinstance(entry.get("output"), list):
+        return *_responded(entry), str(entry.get("model") or "")
     text = next((entry[key] for key in ANSWER if isinstance(entry.get(key), str)), None)
     if text is None:
         raise GroundingError(f"no answer in it (it has {', '.join(map(str, entry)) or 'nothing'}); {KNOWN}")
@@ -201,14 +204,31 @@ def _chosen(choices: list[Any]) -> tuple[str, bool]:
     return text, choice.get("finish_reason") != CUT
 
 
+def _responded(response: Mapping[str, Any]) -> tuple[str, bool]:
+    """(text, complete) of a response of OpenAI's Responses interface: its one message, whatever else it has put out."""
+    status = response.get("status", "completed")
+    if status not in ("completed", "incomplete"):
+        raise GroundingError(f"its request has the status {status!r}; ask again, or leave it out")
+    said = [each for each in response["output"] if each.get("type") == "message"]
+    if len(said) != 1:
+        raise GroundingError(f"it has {len(said)} answers; keep the one to ground")
+    parts = said[0].get("content", [])
+    if not parts or any(part.get("type") != "output_text" for part in parts):
+        raise GroundingError("its answer is no text (a refusal or a call of a tool); leave it out")
+    return "".join(part["text"] for part in parts), status == "completed"
+
+
 def _asked(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """(image, text) of the request beside an answer; (None, None) without one."""
     holders = [entry, entry.get("request"), entry.get("body")]
     holders += [holder["body"] for holder in holders[1:2] if isinstance(holder, Mapping) and "body" in holder]
-    messages = next((h["messages"] for h in holders if isinstance(h, Mapping) and "messages" in h), None)
+    mappings = [holder for holder in holders if isinstance(holder, Mapping)]
+    messages = next((h["messages"] for h in mappings if "messages" in h), None)
+    messages = next((h["input"] for h in mappings if isinstance(h.get("input"), list)), messages)
     if messages is None:
         return None, None
-    if [message.get("role") for message in messages] != ["user"]:
+    system = any(holder.get("instructions") for holder in mappings)
+    if system or [message.get("role") for message in messages] != ["user"]:
         raise GroundingError(
             "its request has other messages than one of the user; a replay asks one question about one image. Write "
             "a system prompt into the template of the open weights (load_lmm(template=...)), and give the question as "

@@ -52,6 +52,23 @@ def asking(url: str, text: str = ASKED) -> dict:
     return {"model": "served-model", "messages": [{"role": "user", "content": content}]}
 
 
+def responded(text: str = "A red cup.", status: str = "completed", **more) -> dict:
+    """As OpenAI's own client has it."""
+    from openai.types.responses import Response
+
+    said = {"type": "output_text", "text": text, "annotations": []}
+    message = {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": [said]}
+    thought = {"type": "reasoning", "id": "r", "summary": []}
+    about = {"id": "x", "object": "response", "created_at": 0, "model": "served-model", "status": status}
+    about |= {"parallel_tool_calls": False, "tool_choice": "auto", "tools": []}
+    return Response(**about | {"output": [thought, message]} | more).model_dump()
+
+
+def asking_for_response(url: str, text: str = ASKED) -> dict:
+    content = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": text}]
+    return {"model": "served-model", "input": [{"role": "user", "content": content}]}
+
+
 PLAIN = {"image": "beach.png", "prompt": ASKED, "answer": "A red cup."}
 FORMS = {
     "a list": [PLAIN],
@@ -64,6 +81,7 @@ FORMS = {
     "messages and choices": [asking("beach.png") | completion()],
     "vLLM": [{"request_id": "beach", "prompt": ASKED, "outputs": [{"text": "A red cup.", "finish_reason": "stop"}]}],
     "text completion": [{"image": "beach.png", "choices": [{"text": "A red cup.", "finish_reason": "stop"}]}],
+    "Responses interface": [{"request": asking_for_response("beach.png"), "response": responded()}],
     "batch output": json.dumps({"custom_id": "beach", "response": {"status_code": 200, "body": completion()}}),
 }
 
@@ -95,6 +113,12 @@ def test_a_batch_joins_its_requests_and_pictures_inside_them(folder, pictures):
     assert {each.writer for each in found} == {"served-model"}
 
 
+def test_a_response_that_was_cut_is_not_complete(folder):
+    asked = {"request": asking_for_response("beach.png"), "response": responded(status="incomplete")}
+    (found,) = read_answers([asked], images=folder)
+    assert (found.answer, found.complete, found.writer) == ("A red cup.", False, "served-model")
+
+
 def test_objects_of_client_libraries(pictures):
     vllm = SimpleNamespace(request_id=3, prompt=ASKED, outputs=[SimpleNamespace(text="A cup.", finish_reason="length")])
     openai = SimpleNamespace(model_dump=lambda: completion("A cat.") | {"image": "b"})
@@ -118,6 +142,21 @@ WRONG = {
     "other messages than one of the user": completion()
     | {"messages": [{"role": "system", "content": "Be brief."}, *asking("beach.png")["messages"]]},
     "cannot be decoded": completion() | asking("data:image/png;base64,???"),
+}
+
+
+WRONG |= {
+    "has the status 'failed'": {"image": "beach.png", "response": responded(status="failed")},
+    "its answer is no text (a refusal": {
+        "image": "beach.png",
+        "response": {"output": [{"type": "message", "content": [{"type": "refusal", "refusal": "No."}]}]},
+    },
+    "it has 0 answers": {"image": "beach.png", "response": responded(output=[])},
+    "Write a system prompt into": {
+        "request": asking_for_response("beach.png"),
+        "response": responded(),
+        "body": {"instructions": "Be brief."},
+    },
 }
 
 
