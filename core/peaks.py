@@ -130,7 +130,7 @@ class _Search:
         return self.cells.unfold(1, 4, 1).unfold(2, 4, 1)[number, row, column], self.owners[number]
 
     def _compute(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Raise the floor by the blocks (map, b, c). Returns, of the pixels that may be peaks, the owners, the numbers in
+        """Raise the floor by the blocks (map, b, c). Returns of pixels that may be peaks owners, numbers in
         row order, and the highest values that float32 may give them.
         """
         (_, tall), (_, wide) = self.rows.pixels.shape, self.columns.pixels.shape
