@@ -198,8 +198,8 @@ def show(case: str, result: dict[str, Any]) -> None:
     """Two tables on standard output."""
     print(
         f"\n{case}: {result['visual_tokens']} visual tokens, {result['answer_tokens']} answer tokens, "
-        f"{result['phrases']} phrases; {result['points_alike']:.0%} of the points and {result['masks_alike']:.0%} of the "
-        "masks are the reference's"
+        f"{result['phrases']} phrases; {result['points_alike']:.0%} of the points and {result['masks_alike']:.0%} of "
+        "the masks are the reference's"
     )
     print(f"{'way':<20}{'images/s':>10}{'x ' + RELEASED:>26}{'x ' + PER_PHRASE:>26}")
     for name, row in result["rows"].items():

@@ -141,7 +141,7 @@ def test_other_rows_need_a_run_of_their_own(captured):
 
 
 def test_planned_batches_give_the_run_that_single_images_give(captured, embedded_parts, tmp_path, capsys):
-    settings, dataset, store = captured
+    _, dataset, store = captured
     planned = Settings(output_dir=str(tmp_path), n_images=2, generation=SHORT, loading={"batch_size": "auto"})
     together = capture_run(planned, dataset, **embedded_parts)
     assert "2 of 2 images have a grounded answer." in capsys.readouterr().out
