@@ -31,7 +31,7 @@ figures: $(STAMP)  ## draw the figures of PROFILE's report again, without a mode
 test: $(STAMP)  ## run the tests, a file at a time on each of two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
-bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation), difflmm (against LLaVA) or gcg (scores)
+bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation), end_to_end (against the reference way), tokens, difflmm or gcg
 	$(RUN) benchmarks/bench_$(BENCH).py $(ARGS)
 
 embedded: $(STAMP)  ## train the embedded models again (a long run on a CPU)

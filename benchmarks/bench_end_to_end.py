@@ -201,11 +201,12 @@ def show(case: str, result: dict[str, Any]) -> None:
         f"{result['phrases']} phrases; {result['points_alike']:.0%} of the points and {result['masks_alike']:.0%} of "
         "the masks are the reference's"
     )
-    print(f"{'way':<20}{'images/s':>10}{'x ' + RELEASED:>26}{'x ' + PER_PHRASE:>26}")
+    print(f"{'way':<20}{'images/s':>10}{'x ' + RELEASED:>36}{'x ' + PER_PHRASE:>36}")
     for name, row in result["rows"].items():
         cells = "".join(
-            f"{row[f'times {other}']['ratio']:>11.2f} "
-            f"({row[f'times {other}']['ratio_low']:.2f} to {row[f'times {other}']['ratio_high']:.2f})".rjust(26)
+            "{ratio:.2f} ({ratio_low:.2f} to {ratio_high:.2f}), CPU {cpu_ratio:.2f}".format(
+                **row[f"times {other}"]
+            ).rjust(36)
             for other in (RELEASED, PER_PHRASE)
         )
         print(f"{name:<20}{row['images_per_second']:>10.3f}{cells}")
@@ -233,12 +234,13 @@ def main() -> None:
     (options.output / "end_to_end.json").write_text(json.dumps(about, indent=1))
     with (options.output / "end_to_end.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("case", "visual_tokens", "phrases", "way", "images_per_second", RELEASED, PER_PHRASE))
+        compared = [f"{kind} {other}" for other in (RELEASED, PER_PHRASE) for kind in ("ratio", "cpu_ratio")]
+        writer.writerow(("case", "visual_tokens", "phrases", "way", "images_per_second", *compared))
         for case, result in results.items():
             for name, row in result["rows"].items():
-                compared = (row[f"times {other}"]["ratio"] for other in (RELEASED, PER_PHRASE))
                 counts = (result["visual_tokens"], result["phrases"])
-                writer.writerow((case, *counts, name, row["images_per_second"], *compared))
+                cells = [row[f"times {o}"][kind] for o in (RELEASED, PER_PHRASE) for kind in ("ratio", "cpu_ratio")]
+                writer.writerow((case, *counts, name, row["images_per_second"], *cells))
     print(f"\nwritten to {options.output}")
 
 
