@@ -16,6 +16,7 @@ from tiny_models import tiny_llava
 
 from core import planning
 from core.errors import GroundingError
+from core.generation import Generation
 from core.lmm import LMM, load_lmm
 from core.planning import AUTO, FixedPlan, LengthPlan, free_memory, out_of_memory
 from core.records import RunStore
@@ -33,6 +34,12 @@ def run(directory: Path, lmm: LMM, items: list, **options: Any) -> tuple[RunStor
     store = RunStore(directory, {"what": "a test"})
     options = {"max_new_tokens": 8, "progress": False} | options
     return store, ground_dataset(items, "What is it?", lmm=lmm, segmenter=None, nlp=nlp(), store=store, **options)
+
+
+def tolerance(generation: Generation) -> float:
+    """What float32 may change, and what two records lose by their float16 residuals."""
+    residuals = generation.attention - generation.attention.mean(dim=0)
+    return 1e-5 + 2 * float(residuals.abs().max()) / 2048
 
 
 def planner(lmm: LMM, *, budget: int, new: int = 8, per_head: bool = False) -> LengthPlan:
@@ -71,7 +78,7 @@ def test_planned_batches_give_the_records_of_single_images(lmms, pictures, tmp_p
         alone, together = one.read(id).generation, many.read(id).generation
         if id not in second.near_ties:
             assert alone.token_ids.tolist() == together.token_ids.tolist()
-            torch.testing.assert_close(together.attention, alone.attention, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(together.attention, alone.attention, atol=tolerance(alone), rtol=0)
     assert len(second.near_ties) < 6 and first.near_ties == ()
 
 
@@ -116,7 +123,7 @@ def test_broken_images_and_given_answers_go_through_a_plan(lmms, pictures, tmp_p
     assert (summary.grounded, summary.failed) == (("a", "b", "c"), ("gone",))
     for id in "abc":
         found, expected = many.read(id).generation, one.read(id).generation
-        torch.testing.assert_close(found.attention, expected.attention, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(found.attention, expected.attention, atol=tolerance(expected), rtol=0)
     assert run(tmp_path / "many", lmms["llava_next"], items, answers=answers, batch_size=AUTO)[1].skipped == (
         "gone",
         *"abc",
