@@ -37,7 +37,7 @@ test: $(STAMP) browser  ## run the tests, a file at a time on each of two cores
 browser: $(STAMP)  ## find a Chromium for the explorer's tests, or install one
 	@$(RUN) tests/browser.py
 
-bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation), difflmm (against LLaVA), gcg (scores), explorer (clicks)
+bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation), end_to_end (against the reference way), tokens, difflmm, gcg, explorer
 	$(RUN) benchmarks/bench_$(BENCH).py $(ARGS)
 
 embedded: $(STAMP)  ## train the embedded models again (a long run on a CPU)

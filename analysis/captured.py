@@ -29,7 +29,7 @@ from core.options import PRESETS, GroundOptions
 from core.pipeline import Grounding
 from core.provenance import segmenter_identity
 from core.records import RunStore
-from core.run import ground_dataset
+from core.run import RunSummary, ground_dataset
 
 SELECTED = "selected_attention"
 SELECTIONS = tuple(dict.fromkeys((o.layers, o.heads) for o in PRESETS.values() if o.selects_heads))
@@ -70,7 +70,7 @@ def capture_run(
     run = settings.run_options(**{"per_head": True} | settings.options)
     config = settings.run_config(options=run["options"], measured=sorted(_names(run["options"], head_maps)), **loaded)
     store = RunStore(settings.shared("answers", run_folder(lmm.name, config)), config)
-    ground_dataset(
+    summary = ground_dataset(
         dataset.items(),
         settings.prompt,
         store=store,
@@ -80,8 +80,19 @@ def capture_run(
         **run,
     )
     if told:
-        print(f"{settings.model}: {describe_run(store, [record_id for record_id, _ in dataset.items()])}")
+        told_ties = f" {describe_ties(summary)}" if summary.near_ties else ""
+        print(f"{settings.model}: {describe_run(store, [record_id for record_id, _ in dataset.items()])}{told_ties}")
     return store
+
+
+def describe_ties(summary: RunSummary) -> str:
+    """Which answers of a run may depend on having been given in a batch."""
+    ids = summary.near_ties
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return (
+        f"{len(ids)} answers were chosen within rounding somewhere, so in another batch, or one by one, they may read "
+        f"otherwise: {', '.join(ids[:5])}{more}."
+    )
 
 
 def measure_run(grounding: Grounding, *, head_maps: int = MAPS_LIMIT) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from core.families.base import GEOMETRIES
 from core.lmm import load_lmm
 from core.options import GroundOptions
 from core.pipeline import refuse_without_effect
+from core.planning import AUTO
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -55,7 +56,7 @@ class Settings:
             differ from it.
         loading: options of `core.load_lmm` (device, dtype, geometry, template, revision, device_map,
             attn_implementation, quantization); geometry is "pad" unless given, as in the paper. And `batch_size`,
-            pictures that are answered together (1).
+            pictures that are answered together (1; "auto" takes as many of about the same length as memory holds).
         matching: of phrases to categories, see `analysis.scoring.matching.CategoryMatcher` (`by`, `threshold`).
         seed: of the scenes, the random points and the bootstrap.
 
@@ -88,7 +89,9 @@ class Settings:
         for name, known in {"geometry": GEOMETRIES, "dtype": DTYPES}.items():
             if self.loading.get(name, known[0]) not in known:
                 raise GroundingError(f"{name} is {self.loading[name]!r}; choose one of {', '.join(known)}")
-        limits = {"n_images": (self.n_images, 0), "seed": (self.seed, 0), BATCH_SIZE: (self.batch_size, 1)}
+        limits = {"n_images": (self.n_images, 0), "seed": (self.seed, 0)}
+        if self.batch_size != AUTO:
+            limits[BATCH_SIZE] = (self.batch_size, 1)
         for name, (value, lowest) in (limits | {"max_new_tokens": (self.answering()["max_new_tokens"], 1)}).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise GroundingError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
@@ -157,8 +160,8 @@ class Settings:
         return {"geometry": "pad"} | {name: value for name, value in self.loading.items() if name != BATCH_SIZE}
 
     @property
-    def batch_size(self) -> int:
-        """Pictures that are answered together."""
+    def batch_size(self) -> int | str:
+        """Pictures that are answered together, or "auto"."""
         return self.loading.get(BATCH_SIZE, 1)
 
     def segmenter_options(self) -> dict[str, Any]:

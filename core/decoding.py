@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from core.errors import GroundingError
 from core.families.base import Family
+from core.generation import Generation
 from core.prompts import text_after_answer
 
+NEAR = 32  # roundings of the best score by which two batch sizes may differ
 _OURS = (
     "input_ids",
     "inputs_embeds",
@@ -64,6 +67,42 @@ def runs_stepwise(model: nn.Module, options: dict[str, Any]) -> bool:
     config.update(**options)
     usual = all(getattr(config, name, None) in values for name, values in _STEPWISE.items())
     return usual and not options.get("assistant_model") and not options.get("custom_generate")
+
+
+class ClosestChoice:
+    """A logits processor that changes nothing and notes how close each sample's greedy choices were.
+
+    The distance between the two best scores, as a share of the best (of 1 where that is smaller), at most 1.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.float().topk(2, dim=-1).values
+        self._steps.append(((best[:, 0] - best[:, 1]) / best[:, 0].abs().clamp(min=1)).clamp(max=1))
+        return scores
+
+    def added_to(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of `generate` with this behind the processors that they have."""
+        from transformers import LogitsProcessorList
+
+        return options | {"logits_processor": LogitsProcessorList([*(options.get("logits_processor") or ()), self])}
+
+    def noted_in(self, batch: list[Generation]) -> list[Generation]:
+        """The generations of a batch with its size and their closest choices in their provenance."""
+        steps = torch.stack(self._steps).cpu()
+        closest = [float(steps[: len(each.token_ids), i].min()) for i, each in enumerate(batch)]
+        notes = [{"batch_size": len(batch), "closest_choice": distance} for distance in closest]
+        return [replace(each, model=each.model | note) for each, note in zip(batch, notes, strict=True)]
+
+
+def is_near_tie(generation: Generation) -> bool:
+    """Whether an answer was chosen within rounding somewhere, by greedy decoding in a batch: in another batch it may
+    read otherwise. In half precision that is true of most long answers.
+    """
+    closest = generation.model.get("closest_choice")
+    return closest is not None and closest < NEAR * torch.finfo(getattr(torch, generation.model["dtype"])).eps
 
 
 def cut_answers(tails: Tensor, model: nn.Module, options: dict[str, Any]) -> list[Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from core.errors import GroundingError
@@ -100,19 +100,31 @@ def map_to_pixels(
 
 def _resampler(cells: int, start: float, end: float, pixels: int, mode: str) -> Tensor:
     """float32 [pixels, cells]: weights of the cells at each pixel centre; cell edges divide [start, end] equally."""
-    centres = torch.arange(pixels, dtype=torch.float64) + 0.5
-    position = (centres - start) * (cells / (end - start)) - 0.5  # in cells; cell centres are the integers
+    position = cell_positions(cells, start, end, pixels)
     if mode == "nearest":
         taps, weights = (position + 0.5).floor()[:, None], torch.ones(pixels, 1, dtype=torch.float64)
     elif mode == "bilinear":
         low, fraction = position.floor(), position - position.floor()
         taps, weights = torch.stack([low, low + 1], 1), torch.stack([1 - fraction, fraction], 1)
     else:
-        low = position.floor()
-        taps = low[:, None] + torch.arange(-1, 3, dtype=torch.float64)
-        weights = _cubic((position[:, None] - taps).abs())
+        low, weights = cubic_weights(position)
+        taps = low[:, None] + torch.arange(-1, 3)
     taps = taps.clamp(0, cells - 1).long()
     return torch.zeros(pixels, cells, dtype=torch.float64).scatter_add_(1, taps, weights).float()
+
+
+def cell_positions(cells: int, start: float, end: float, pixels: int) -> Float64[Tensor, " pixels"]:
+    """Where the pixel centres of an axis lie among cells that divide [start, end] equally: in cells, whose own centres
+    are the integers from 0.
+    """
+    centres = torch.arange(pixels, dtype=torch.float64) + 0.5
+    return (centres - start) * (cells / (end - start)) - 0.5
+
+
+def cubic_weights(position: Float64[Tensor, " n"]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, "n 4"]]:
+    """(the cell before each position, the weights of the cell before that one and of the next three)."""
+    low = position.floor()
+    return low, _cubic((position[:, None] - low[:, None] - torch.arange(-1, 3, dtype=torch.float64)).abs())
 
 
 def _cubic(distance: Tensor) -> Tensor:

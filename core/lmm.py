@@ -14,6 +14,7 @@ from core.batch import Batch, encode, extend, pair
 from core.capture import RowRecorder, model_lock, recording
 from core.checkpoints import load_checkpoint
 from core.decoding import (
+    ClosestChoice,
     answer_ids,
     cut_answers,
     describe,
@@ -122,12 +123,24 @@ class LMM:
         batch = self._encode(image, prompt, system=system, template=template)
         provenance = {"method": "generate", "row": row, "system": system, "generation": describe(options)}
         provenance["template"] = self.template if template is None else template
+        stepwise = runs_stepwise(self.model, options)
+        choices = ClosestChoice() if stepwise and len(batch.sizes) > 1 and not options["do_sample"] else None
+        options = options if choices is None else choices.added_to(options)
         with model_lock(self.model), torch.no_grad():
-            if row == "predicting" and runs_stepwise(self.model, options):
+            if row == "predicting" and stepwise:
                 results = self._generate_recorded(batch, options, per_head, provenance)
             else:
                 results = self._generate_replayed(batch, options, per_head, row, provenance)
+        results = results if choices is None else choices.noted_in(results)
         return results if batch.many else results[0]
+
+    def prompt_length(self, image: Any, prompt: str, *, system: str | None = None, template: str | None = None) -> int:
+        """Tokens of a prompt as the model sees it, those of the image among them; arguments as for `generate`.
+
+        Raises:
+            GroundingError: as for `generate`.
+        """
+        return self._encode(image, prompt, system=system, template=template).length
 
     def answer(
         self,

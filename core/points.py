@@ -19,6 +19,7 @@ from core.attention import remove_corners as without_corners
 from core.attention import to_grid
 from core.errors import GroundingError
 from core.geometry import View, map_to_pixels
+from core.peaks import certain_peaks
 
 PIXELS_AT_ONCE = 2**24  # float32 values of upsampled maps held at a time: 64 MB
 
@@ -67,8 +68,8 @@ def prompt_points(
 ) -> Float[Tensor, "g 2"]:
     """One point per map: the highest value of the map resampled at the original resolution.
 
-    Only pixels inside the view's box can win; where a processor crops, the model never saw the rest. Maps are
-    upsampled a few at a time, so a large photograph with many phrases stays small in memory.
+    Only pixels inside the view's box can win; where a processor crops, the model never saw the rest. Maps are resampled
+    where their peaks can lie (`core.peaks`), and whole where that does not decide: ties, flat maps, other modes.
 
     Args:
         maps: aggregated maps over the visual tokens.
@@ -87,6 +88,30 @@ def prompt_points(
     grids = to_grid(maps, view)
     if remove_corners:
         grids = without_corners(grids)
+    sizes = [1] * len(grids) if groups is None else list(groups)
+    owners = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+    seen = visible_pixels(view, size)
+    if mode == "bicubic":
+        rows, columns = certain_peaks(grids, owners, len(sizes), view, seen).unbind(1)
+    else:
+        rows = columns = torch.full((len(sizes),), -1)
+    points = torch.stack([columns, rows], 1).to(torch.float32) + 0.5
+    left = rows < 0
+    if left.any():
+        rest = None if groups is None else [size for size, open in zip(sizes, left.tolist(), strict=True) if open]
+        points[left] = whole_map_points(grids[left[owners]], view, size, mode=mode, groups=rest)
+    return points
+
+
+def whole_map_points(
+    grids: Float[Tensor, "p h w"],
+    view: View,
+    size: tuple[int, int],
+    *,
+    mode: str = "bicubic",
+    groups: Sequence[int] | None = None,
+) -> Float[Tensor, "g 2"]:
+    """What `prompt_points` gives for maps [h, w] of the view's cells, by upsampling them whole, a few at a time."""
     rows, columns = visible_pixels(view, size)
     at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.attention import select_heads
+from core.decoding import is_near_tie
 from core.errors import GroundingError
 from core.generation import Generation
 from core.images import load_image
 from core.options import GroundOptions
 from core.pipeline import Grounding, ground, refuse_without_effect
+from core.planning import AUTO, FixedPlan, LengthPlan, out_of_memory, release_memory
 from core.progress import progress_bar
 from core.records import RunStore
 
@@ -26,11 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What one call of `ground_dataset` did: ids grounded now, ids that failed now, ids that had a record already."""
+    """What one call of `ground_dataset` did, each in the order of the items.
+
+    Attributes:
+        grounded, failed: ids that got a record now, and that failed now.
+        skipped: ids that had a record already.
+        near_ties: of those grounded, answers written in a batch where two tokens were as good as equal somewhere
+            (`core.decoding.is_near_tie`). All others are the answers that the model gives to each image alone.
+    """
 
     grounded: tuple[str, ...]
     failed: tuple[str, ...]
     skipped: tuple[str, ...]
+    near_ties: tuple[str, ...] = ()
 
 
 def ground_dataset(
@@ -42,7 +53,7 @@ def ground_dataset(
     nlp: Language,
     store: RunStore,
     answers: Mapping[str, Any] | None = None,
-    batch_size: int = 1,
+    batch_size: int | str = 1,
     progress: bool = True,
     retry_errors: bool = False,
     measure: Callable[[Grounding], Mapping[str, Tensor]] | None = None,
@@ -63,7 +74,8 @@ def ground_dataset(
         prompt: one prompt for all images, or one per id.
         store: where records go.
         answers: ground these, by id, instead of generating: texts, or ids as `LMM.replay` takes them.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass. "auto" looks some images ahead and puts those of about the same length
+            together, as many as fit into memory; where they do not, it goes on with half as many (`core.planning`).
         progress: show a progress bar.
         retry_errors: try the ids with an error record again.
         measure: tensors to keep with a record, by name, computed from each grounding while its per-head maps are at
@@ -79,7 +91,7 @@ def ground_dataset(
     >>> store = RunStore(tempfile.mkdtemp(), {"what": "an example"})
     >>> run = {"store": store, "max_new_tokens": 20, "progress": False, **parts}
     >>> ground_dataset([("scene", "embedded"), ("gone", "gone.png")], "What is there?", **run)
-    RunSummary(grounded=('scene',), failed=('gone',), skipped=())
+    RunSummary(grounded=('scene',), failed=('gone',), skipped=(), near_ties=())
     >>> ground_dataset([("scene", "embedded")], "What is there?", **run).skipped
     ('scene',)
     """
@@ -90,32 +102,35 @@ def ground_dataset(
         capture |= {"max_new_tokens": max_new_tokens, **(generation_options or {})}
     else:
         refuse_without_effect(generation_options)
-    grounded: list[str] = []
-    failed: list[str] = []
-    skipped: list[str] = []
+    asked = _Asked(lmm, prompt, answers, capture)
+    plan = asked.plan(batch_size)
+    said: dict[str, list[str]] = {"grounded": [], "failed": [], "skipped": [], "near_ties": []}
     total = len(items) if hasattr(items, "__len__") else None
     with progress_bar(total=total, title="grounding", shown=progress) as bar:
-        for batch in _batches(items, batch_size):
-            todo = [(id, source) for id, source in batch if id not in done]
-            skipped += [id for id, _ in batch if id in done]
-            opened, broken = _open(todo)
-            generations, refused = _generations(lmm, opened, prompt, answers, capture)
-            for id, generation in generations.items():
-                _check_fit(generation, options)
-                try:
-                    grounding = ground(generation, opened[id], segmenter=segmenter, nlp=nlp, options=options)
-                except GroundingError as error:
-                    refused[id] = str(error)
-                    continue
-                if measure is not None:
-                    grounding = replace(grounding, measured=measure(grounding))
-                store.write(id, grounding)
-                grounded.append(id)
-            for id, message in {**broken, **refused}.items():
+        for ahead, opened, broken in _looked_ahead(items, plan, done):
+            kept: dict[str, bool] = {}  # id: whether it is a near tie
+            bar.update(len(ahead) - len(opened) - len(broken))
+            for generations, refused in _answered(asked, plan, opened):
+                for id, generation in generations.items():
+                    _check_fit(generation, options)
+                    try:
+                        grounding = ground(generation, opened[id], segmenter=segmenter, nlp=nlp, options=options)
+                    except GroundingError as error:
+                        refused[id] = str(error)
+                        continue
+                    if measure is not None:
+                        grounding = replace(grounding, measured=measure(grounding))
+                    store.write(id, grounding)
+                    kept[id] = is_near_tie(generation)
+                bar.update(len(generations) + len(refused))
+                broken |= refused
+            for id, message in broken.items():
                 store.write_error(id, message)
-                failed.append(id)
-            bar.update(len(batch))
-    return RunSummary(tuple(grounded), tuple(failed), tuple(skipped))
+            said["grounded"] += [id for id in ahead if id in kept]
+            said["failed"] += [id for id in ahead if id in broken]
+            said["skipped"] += [id for id in ahead if id in done]
+            said["near_ties"] += [id for id in ahead if kept.get(id)]
+    return RunSummary(**{name: tuple(ids) for name, ids in said.items()})
 
 
 def _check_fit(generation: Generation, options: GroundOptions) -> None:
@@ -125,59 +140,50 @@ def _check_fit(generation: Generation, options: GroundOptions) -> None:
         select_heads(generation.attention_per_head[:1], layers=options.layers, heads=options.heads)
 
 
-def _batches(items: Iterable[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:
-    if size < 1:
-        raise GroundingError(f"batch_size must be at least 1, not {size}")
-    seen: set[str] = set()
-    batch: list[tuple[str, Any]] = []
-    for id, source in items:
-        if id in seen:
-            raise GroundingError(f"the id {id!r} appears twice; records are kept by id, so each image needs its own")
-        seen.add(id)
-        batch.append((id, source))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+@dataclass(frozen=True)
+class _Asked:
+    """What the model is asked, or given as its answer, about each image."""
 
+    lmm: LMM
+    prompt: str | Mapping[str, str]
+    answers: Mapping[str, Any] | None
+    capture: dict[str, Any]
 
-def _open(todo: list[tuple[str, Any]]) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    opened, broken = {}, {}
-    for id, source in todo:
+    def prompt_of(self, id: str) -> str:
+        return _of(self.prompt, id, "prompt")
+
+    def answer_of(self, id: str) -> Any:
+        return None if self.answers is None else _of(self.answers, id, "answer")
+
+    def plan(self, batch_size: int | str) -> FixedPlan | LengthPlan:
+        if batch_size != AUTO:
+            return FixedPlan(batch_size)
+        return LengthPlan(
+            self.lmm,
+            prompt_of=self.prompt_of,
+            answer_of=self.answer_of,
+            max_new_tokens=self.capture.get("max_new_tokens", 0),
+            per_head=self.capture["per_head"],
+        )
+
+    def generations(self, opened: Mapping[str, Image.Image]) -> tuple[dict[str, Generation], dict[str, str]]:
+        """One generation per image; where a batch is refused, its images one by one, to find the reason."""
+        ids, images = list(opened), list(opened.values())
+        prompts = [self.prompt_of(id) for id in ids]
+        given = [self.answer_of(id) for id in ids]
         try:
-            opened[id] = load_image(source)
+            if self.answers is None:
+                results = self.lmm.generate(images, prompts, **self.capture)
+            else:
+                results = self.lmm.replay(images, prompts, given, **self.capture)
         except GroundingError as error:
-            broken[id] = str(error)
-    return opened, broken
-
-
-def _generations(
-    lmm: LMM,
-    opened: dict[str, Image.Image],
-    prompt: str | Mapping[str, str],
-    answers: Mapping[str, Any] | None,
-    capture: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """One generation per image; where a batch is refused, its images one by one, to find the reason."""
-    if not opened:
-        return {}, {}
-    ids = list(opened)
-    prompts = [_of(prompt, id, "prompt") for id in ids]
-    texts = None if answers is None else [_of(answers, id, "answer") for id in ids]
-    try:
-        if texts is None:
-            results = lmm.generate(list(opened.values()), prompts, **capture)
-        else:
-            results = lmm.replay(list(opened.values()), prompts, texts, **capture)
-    except GroundingError as error:
-        if len(ids) == 1:
-            return {}, {ids[0]: str(error)}
-        singles = [_generations(lmm, {id: opened[id]}, prompt, answers, capture) for id in ids]
-        return {k: v for good, _ in singles for k, v in good.items()}, {
-            k: v for _, bad in singles for k, v in bad.items()
-        }
-    return dict(zip(ids, results, strict=True)), {}
+            if len(ids) == 1:
+                return {}, {ids[0]: str(error)}
+            singles = [self.generations({id: opened[id]}) for id in ids]
+            return {k: v for good, _ in singles for k, v in good.items()}, {
+                k: v for _, bad in singles for k, v in bad.items()
+            }
+        return dict(zip(ids, results, strict=True)), {}
 
 
 def _of(values: str | Mapping[str, Any], id: str, what: str) -> Any:
@@ -186,3 +192,49 @@ def _of(values: str | Mapping[str, Any], id: str, what: str) -> Any:
     if id not in values:
         raise GroundingError(f"no {what} for the id {id!r}")
     return values[id]
+
+
+def _looked_ahead(
+    items: Iterable[tuple[str, Any]], plan: FixedPlan | LengthPlan, done: Collection[str]
+) -> Iterator[tuple[list[str], dict[str, Image.Image], dict[str, str]]]:
+    """As many items as are planned together: all ids, the images of those to do, and why others cannot be opened."""
+    seen: set[str] = set()
+    ahead: list[str] = []
+    opened: dict[str, Image.Image] = {}
+    broken: dict[str, str] = {}
+    pixels = 0
+    for id, source in items:
+        if id in seen:
+            raise GroundingError(f"the id {id!r} appears twice; records are kept by id, so each image needs its own")
+        seen.add(id)
+        ahead.append(id)
+        if id not in done:
+            try:
+                opened[id] = load_image(source)
+                pixels += opened[id].width * opened[id].height
+            except GroundingError as error:
+                broken[id] = str(error)
+        if len(ahead) >= plan.look_ahead or pixels >= plan.pixels_ahead:
+            yield ahead, opened, broken
+            ahead, opened, broken, pixels = [], {}, {}, 0
+    if ahead:
+        yield ahead, opened, broken
+
+
+def _answered(
+    asked: _Asked, plan: FixedPlan | LengthPlan, opened: Mapping[str, Image.Image]
+) -> Iterator[tuple[dict[str, Generation], dict[str, str]]]:
+    """`_Asked.generations` of one batch after another; what does not fit into memory comes in smaller ones."""
+    waiting = plan.batches(opened)
+    while waiting:
+        ids, found = waiting.pop(0), None
+        try:
+            found = asked.generations({id: opened[id] for id in ids})
+        except (RuntimeError, MemoryError) as error:
+            if not (out_of_memory(error) and plan.smaller(ids)):
+                raise
+        if found is None:  # not inside the handler: until it ends, the error holds the tensors of the batch
+            release_memory()
+            waiting = plan.again([*ids, *itertools.chain(*waiting)])
+        else:
+            yield found

@@ -10,7 +10,7 @@ import torch
 from segment_anything import SamPredictor
 from tiny_sam import random_sam
 
-from analysis.captured import capture_run, recorded_generation
+from analysis.captured import capture_run, describe_ties, recorded_generation
 from analysis.heads.points import measured_head_points
 from analysis.heads.statistics import HEAD_MAPS, STATISTICS
 from analysis.settings import Settings
@@ -20,6 +20,7 @@ from core.errors import GroundingError
 from core.masks import Segmenter
 from core.pipeline import attend_and_segment, ground, phrase_points, token_maps
 from core.points import prompt_points
+from core.run import RunSummary
 
 SHORT = {"max_new_tokens": 24}
 
@@ -137,3 +138,20 @@ def test_other_rows_need_a_run_of_their_own(captured):
     _, _, store = captured
     with pytest.raises(GroundingError, match="a run of its own"):
         recorded_generation(store.read("0"), PRESETS["reference_v2_narrative"])
+
+
+def test_planned_batches_give_the_run_that_single_images_give(captured, embedded_parts, tmp_path, capsys):
+    _, dataset, store = captured
+    planned = Settings(output_dir=str(tmp_path), n_images=2, generation=SHORT, loading={"batch_size": "auto"})
+    together = capture_run(planned, dataset, **embedded_parts)
+    assert "2 of 2 images have a grounded answer." in capsys.readouterr().out
+    for record_id, alone in store:
+        assert together.read(record_id).generation.text == alone.generation.text
+        assert torch.equal(together.read(record_id).points, alone.points)
+    with pytest.raises(GroundingError, match="batch_size is 'many'; it must be a whole number"):
+        Settings(output_dir=str(tmp_path), n_images=2, loading={"batch_size": "many"})
+
+
+def test_answers_that_hang_on_rounding_are_named():
+    told = describe_ties(RunSummary(tuple("abcdefg"), (), (), near_ties=tuple("abcdefg")))
+    assert told.startswith("7 answers were chosen within rounding") and told.endswith("a, b, c, d, e and 2 more.")
