@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from analysis.scoring.coco import CocoDataset, load_instances
 from analysis.scoring.matching import CategoryMatcher
@@ -63,6 +63,8 @@ class Settings:
     Raises:
         GroundingError: a value that cannot be used; the message says which values can.
     """
+
+    usual_batch_size: ClassVar[int] = 1
 
     output_dir: str
     runs_dir: str = ""
@@ -162,7 +164,7 @@ class Settings:
     @property
     def batch_size(self) -> int | str:
         """Pictures that are answered together, or "auto"."""
-        return self.loading.get(BATCH_SIZE, 1)
+        return self.loading.get(BATCH_SIZE, self.usual_batch_size)
 
     def segmenter_options(self) -> dict[str, Any]:
         """Keyword arguments of `core.load_segmenter`: it goes where the model goes."""

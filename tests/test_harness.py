@@ -134,7 +134,7 @@ def test_metrics_from_the_logs_are_lmms_evals(run):
 
 
 def test_grounding_costs_no_answer(tmp_path):
-    settings = VqaSettings(output_dir=str(tmp_path), n_images=2, batch_size=4, loading={"device": "cpu"})
+    settings = VqaSettings(output_dir=str(tmp_path), n_images=2, loading={"device": "cpu", "batch_size": 4})
     counts, changed = maps_against_none([StudiedModel("embedded", settings, "")])
     assert counts["batch_size"].tolist() == [1, 4] and counts["differing"].tolist() == [0, 0] and changed.empty
     assert (counts["n_answers"] > 20).all() and (counts["n_words"] > 4 * counts["n_answers"]).all()

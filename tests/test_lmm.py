@@ -287,7 +287,7 @@ def test_no_chat_template(tmp_path, pictures):
     with pytest.raises(GroundingError, match=r"refuses this conversation \(only text\)"):
         lmm.generate(pictures["small"], PROMPT, max_new_tokens=2)
     lmm.processor.chat_template = "{{ messages[0]['role'] }}"
-    with pytest.raises(GroundingError, match="0 times instead of once"):
+    with pytest.raises(GroundingError, match="0 times instead of 1"):
         lmm.generate(pictures["small"], PROMPT, max_new_tokens=2)
 
 

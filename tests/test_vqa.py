@@ -394,8 +394,8 @@ def test_every_statistic_has_a_column_or_a_task():
     ("wrong", "message"),
     [
         ({"split": "dev"}, "split is 'dev'; choose one of train, val, test"),
-        ({"batch_size": 0}, "batch_size is 0; it must be a whole number of at least 1"),
-        ({"batch_size": True}, "batch_size is True"),
+        ({"loading": {"batch_size": 0}}, "batch_size is 0; it must be a whole number of at least 1"),
+        ({"loading": {"batch_size": "auto"}}, "give batch_size a whole number"),
         ({"n_images": 0}, "the embedded scenes have no end"),
     ],
 )

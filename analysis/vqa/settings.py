@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from analysis.settings import Settings, folder_name
 from analysis.tables import Provenance
 from analysis.vqa.harness import SCENES, run_tasks, write_tasks
 from analysis.vqa.results import TaskResult
 from core.errors import GroundingError
+from core.planning import AUTO
 from embedded.scenes.scenes import SPLITS
 
 
@@ -22,7 +23,8 @@ class VqaSettings(Settings):
     Attributes:
         tasks: names of lmms-eval's tasks, separated by commas; "" = the embedded sets, drawn here.
         split: of the scenes.
-        batch_size: questions answered at once.
+
+    `loading` has the batch size, too: questions that are answered at once, 16 unless given.
 
     Raises:
         GroundingError: a value that cannot be used; the message says which values can.
@@ -30,14 +32,14 @@ class VqaSettings(Settings):
 
     tasks: str = ""
     split: str = "val"
-    batch_size: int = 16
+    usual_batch_size: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.split not in SPLITS:
             raise GroundingError(f"split is {self.split!r}; choose one of {', '.join(SPLITS)}")
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise GroundingError(f"batch_size is {self.batch_size!r}; it must be a whole number of at least 1")
+        if self.batch_size == AUTO:
+            raise GroundingError("lmms-eval asks its questions in batches of one size; give batch_size a whole number")
 
     def task_names(self) -> tuple[str, ...]:
         """What is asked."""
