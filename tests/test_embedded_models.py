@@ -77,8 +77,9 @@ def test_models_of_the_two_stages_are_as_good_as_their_cards_say(segmenter, kind
     measured = measure_llava(lmm, segmenter, load_nlp("embedded"), scenes=SCENES, seed=1)
     told = json.loads((weights_path(kind) / "measured.json").read_text())
     assert measured["phrases"] > SCENES and measured["pair_precision"] > 0.5
-    assert measured["point_accuracy"] >= 3 * measured["random_point"]
-    assert abs(told["point_accuracy"] - measured["point_accuracy"]) < 0.25
+    assert measured["point_accuracy"] >= 8 * measured["random_point"]
+    assert measured["point_accuracy_again"] > 0.35  # 0.23 where all of stage 2's texts could be relied on
+    assert abs(told["point_accuracy"] - measured["point_accuracy"]) < 0.2
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_two_stages", "difflmm"])
