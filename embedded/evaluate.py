@@ -28,9 +28,10 @@ def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed
     Returns shares in 0..1: `pair_precision` and `pair_recall` of the (colour, category) pairs that a description names;
     `places_right` of what it says of an object's place ("on the left side of the image") where the object is there;
     `point_accuracy` (PAcc: prompt points inside the union of the masks of their category) with equation 3,
-    `point_accuracy_raw` without; `random_point` (the expected accuracy of a random pixel on the same phrases, exact);
-    `mask_iou` (mean IoU of the phrase's mask and the best object of its category); and counts. Phrases are those whose
-    head noun is a category that stands in the scene.
+    `point_accuracy_first` where an answer names the category for the first time, `point_accuracy_again` where it names
+    it again; `point_accuracy_raw` without equation 3; `random_point` (the expected accuracy of a random pixel on the
+    same phrases, exact); `mask_iou` (mean IoU of the phrase's mask and the best object of its category); and counts.
+    Phrases are those whose head noun is a category that stands in the scene.
     """
     tally: Counter[str] = Counter()
     for index in tqdm(range(scenes), desc="measuring LLaVA", mininterval=5):
@@ -51,6 +52,8 @@ def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed
         "places_right": tally["places_right"] / max(1, tally["places"]),
         "phrases": tally["phrases"],
         "point_accuracy": tally["hits"] / phrases,
+        "point_accuracy_first": tally["first_hits"] / max(1, tally["first"]),
+        "point_accuracy_again": (tally["hits"] - tally["first_hits"]) / max(1, tally["phrases"] - tally["first"]),
         "point_accuracy_raw": tally["raw_hits"] / phrases,
         "random_point": tally["area"] / phrases,
         "mask_iou": tally["iou"] / phrases,
@@ -66,15 +69,21 @@ def _places(scene: Scene, text: str) -> dict[str, int]:
 
 def _score(scene: Scene, grounded: Grounding, plain: Grounding) -> Counter[str]:
     totals: Counter[str] = Counter()
+    named: set[str] = set()
     for number, phrase in enumerate(grounded.phrases):
-        things = [thing.mask for thing in scene.objects if thing.category == phrase.root.lower()]
+        category = phrase.root.lower()
+        things = [thing.mask for thing in scene.objects if thing.category == category]
         if not things:
             continue
         union = np.any(things, axis=0)
         mask = decode_rle(grounded.masks[number][0]).numpy()
+        hit, first = _inside(union, grounded.points[number]), category not in named
+        named.add(category)
         totals.update(
             phrases=1,
-            hits=_inside(union, grounded.points[number]),
+            hits=hit,
+            first=first,
+            first_hits=hit and first,
             raw_hits=_inside(union, plain.points[number]),
             area=float(union.mean()),
             iou=max(float((mask & thing).sum() / max(1, (mask | thing).sum())) for thing in things),

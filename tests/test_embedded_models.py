@@ -11,7 +11,7 @@ from core.lmm import load_lmm
 from core.masks import load_segmenter
 from core.phrases import load_nlp
 from core.weights import KINDS, weights_path
-from embedded.encoder_study.two_stages import STAGE1, STAGE2
+from embedded.encoder_study.two_stages import STAGE1, STAGE2, STAGE2_SWAPPED
 from embedded.evaluate import measure_llava, measure_sam
 from embedded.recipes.autoencoder import AutoencoderRecipe
 from embedded.recipes.clip import VisionRecipe
@@ -42,8 +42,8 @@ def test_cards_tell_the_recipes_of_this_code():
     cards = {kind: (weights_path(kind) / "README.md").read_text() for kind in KINDS}
     recipes = {
         "llava": (VisionRecipe(), LmmRecipe()),
-        "llava_two_stages": (ReaderRecipe(), STAGE1, STAGE2),
-        "difflmm": (AutoencoderRecipe(), DiffusionRecipe(), ReaderRecipe(), STAGE1, STAGE2),
+        "llava_two_stages": (ReaderRecipe(), STAGE1, STAGE2, STAGE2_SWAPPED),
+        "difflmm": (AutoencoderRecipe(), DiffusionRecipe(), ReaderRecipe(), STAGE1, STAGE2, STAGE2_SWAPPED),
         "sam": (SamRecipe(),),
     }
     for kind, used in recipes.items():
@@ -77,8 +77,9 @@ def test_models_of_the_two_stages_are_as_good_as_their_cards_say(segmenter, kind
     measured = measure_llava(lmm, segmenter, load_nlp("embedded"), scenes=SCENES, seed=1)
     told = json.loads((weights_path(kind) / "measured.json").read_text())
     assert measured["phrases"] > SCENES and measured["pair_precision"] > 0.5
-    assert measured["point_accuracy"] >= 3 * measured["random_point"]
-    assert abs(told["point_accuracy"] - measured["point_accuracy"]) < 0.25
+    assert measured["point_accuracy"] >= 8 * measured["random_point"]
+    assert measured["point_accuracy_again"] > 0.35  # 0.23 where all of stage 2's texts could be relied on
+    assert abs(told["point_accuracy"] - measured["point_accuracy"]) < 0.2
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_two_stages", "difflmm"])

@@ -201,6 +201,7 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     from embedded.encoder_study import experiments, probes, two_stages
     from embedded.encoder_study.two_stages import StageRecipe
     from embedded.encoder_study.variants import TABLE5, TABLE6
+    from embedded.encoder_study.word_swaps import WordSwaps
     from embedded.recipes import autoencoder, diffusion, dino, language_model
 
     work, weights, losses = tmp_path / "work", tmp_path / "weights", tmp_path / "losses.json"
@@ -216,6 +217,7 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     monkeypatch.setattr(experiments, "HELD_OUT", 8)
     monkeypatch.setattr(two_stages, "STAGE1", StageRecipe(1, scenes=8, batch=4))
     monkeypatch.setattr(two_stages, "STAGE2", StageRecipe(2, scenes=8, batch=4))
+    monkeypatch.setattr(two_stages, "STAGE2_SWAPPED", StageRecipe(2, scenes=8, batch=4, swaps=WordSwaps()))
     monkeypatch.setattr(vision_recipe, "VisionRecipe", lambda: replace(VISION, image_size=120, window=5))
     (work / "diffusion" / "vae").mkdir(parents=True)
     (work / "diffusion" / "vae" / "config.json").write_text("{}")  # as a run killed while it saved leaves it

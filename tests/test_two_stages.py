@@ -18,9 +18,11 @@ from embedded.encoder_study.experiments import planned_runs, record, run_folder,
 from embedded.encoder_study.feature_cache import smaller
 from embedded.encoder_study.two_stages import StageRecipe, caption_sample, run_stage, visual_features
 from embedded.encoder_study.variants import TABLE5, TABLE6, VARIANTS, build_encoder, build_llava
+from embedded.encoder_study.word_swaps import WordSwaps
 from embedded.scenes.pictures import normalise
 
-ONE, TWO = StageRecipe(1, scenes=16, batch=4), StageRecipe(2, scenes=16, batch=4, learning_rate=1e-3)
+ONE = StageRecipe(1, scenes=16, batch=4)
+TWO = StageRecipe(2, scenes=16, batch=4, learning_rate=1e-3, swaps=WordSwaps())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ What learns on the visual side and stage 1's template are `core.training`'s; the
 features come from a `FeatureCache` instead of pictures. Stage 2 trains the whole language model instead of LoRA's
 weights, and all parts with one learning rate. Its conversations have no system text: two questions, in three of four
 batches after the description. Batches are not grouped by length. The optimiser's settings are those of
-`embedded.recipes.fitting`.
+`embedded.recipes.fitting`. The shipped models go on from stage 2 with names swapped in some of the answers that they
+read (`embedded.encoder_study.word_swaps`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from core.training.stages import visual_parts
 from core.training.templates import Tokens, tokenize
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.variants import build_llava, find_variant
+from embedded.encoder_study.word_swaps import WordSwaps, name_ids, swap_words
 from embedded.recipes.fitting import Fit, fit
 from embedded.recipes.llava import answer_loss, conversation
 from embedded.scenes.captions import DESCRIBE
@@ -40,13 +42,17 @@ VISUAL_TOKENS = 100
 
 @dataclass(frozen=True)
 class StageRecipe:
-    """What one stage is, for every variant alike; `scenes` are the first of the training split."""
+    """What one stage is, for every variant alike; `scenes` are the first of the training split.
+
+    `swaps` say how often the answers that a model reads name other things than they should; None: never.
+    """
 
     stage: int
     scenes: int
     epochs: float = 1.0
     batch: int = 32
     learning_rate: float = 2e-3
+    swaps: WordSwaps | None = None
 
     @property
     def steps(self) -> int:
@@ -56,6 +62,7 @@ class StageRecipe:
 
 STAGE1 = StageRecipe(1, scenes=7_000)
 STAGE2 = StageRecipe(2, scenes=9_600, learning_rate=1e-3)
+STAGE2_SWAPPED = StageRecipe(2, scenes=9_600, epochs=2.0, learning_rate=1e-3, swaps=WordSwaps())  # goes on from STAGE2
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ def run_stage(
             finished run with other settings.
     """
     variant, result = find_variant(name), output / "result.json"
-    settings = {"variant": name, "seed": seed, "recipe": asdict(recipe)}
+    told = {key: value for key, value in asdict(recipe).items() if value is not None}
+    settings = {"variant": name, "seed": seed, "recipe": told}
     if result.is_file():
         found = read_object(result)
         refuse_other(output, {key: found.get(key) for key in settings}, settings)
@@ -193,6 +201,7 @@ def _train(
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     learnt = nn.ModuleList([model])
     epochs: dict[int, Tensor] = {}
+    kinds = name_ids(tokenizer)
 
     def loss(step: int) -> Tensor:
         epoch, first = divmod(step * recipe.batch, recipe.scenes // recipe.batch * recipe.batch)
@@ -204,6 +213,8 @@ def _train(
         rng = np.random.default_rng([seed, recipe.stage, step])
         described = rng.random() < 0.75  # one kind a batch, so that little is padded
         rows = [sample(tokenizer, texts[i], recipe.stage, rng, described=described) for i in chosen.tolist()]
+        if recipe.swaps:
+            rows = [swap_words(row, kinds, rng, recipe.swaps) for row in rows]
         return answer_loss(model, rows, visual_features(model, {key: part[chosen] for key, part in frozen.items()}))
 
     state = output / "state.tmp.pt"
