@@ -145,7 +145,7 @@ def stages(parts: Parts, device: str) -> dict[str, float]:
     machine does not count.
     """
     from core import RunStore
-    from core.masks import encode_rle
+    from core.rle import encode_rle
     from core.phrases import find_phrases
     from core.pipeline import ground, phrase_maps
     from core.points import prompt_points
