@@ -145,10 +145,10 @@ def stages(parts: Parts, device: str) -> dict[str, float]:
     machine does not count.
     """
     from core import RunStore
-    from core.rle import encode_rle
     from core.phrases import find_phrases
     from core.pipeline import ground, phrase_maps
     from core.points import prompt_points
+    from core.rle import encode_rle
 
     picture, options, seconds = parts.pictures[0], parts.saying(), {}
 
