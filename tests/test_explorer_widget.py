@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
+from analysis.drawings import redraw
 from analysis.explorer.data import raw_maps
 from analysis.explorer.explorer import Explorer
 from analysis.explorer.gallery import gallery_maps, packed_gallery, phrase_galleries
@@ -175,6 +176,9 @@ def test_the_figure_holds_what_is_shown(explorer, tmp_path):
     assert maps["axes"].nunique() == 2 and maps["axes"].str.contains("normalization none").any()
     own = to_grid(found.maps, found.view)[0].numpy().ravel()
     np.testing.assert_allclose(maps["value"].to_numpy()[: own.size], own, rtol=1e-4, atol=1e-8)
+    (tmp_path / "shown.csv").unlink()
+    redraw(tmp_path / "shown.npz")  # without the explorer
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "shown.csv"), drawn)
     explorer.look(60.5, 112.5)
     explorer.figure(tmp_path)
     bars = pd.read_csv(tmp_path / "place.csv").query("kind == 'bar'")

@@ -13,11 +13,11 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from analysis.explorer.data import shown_options
-from analysis.explorer.figure import save_shown
 from analysis.explorer.following import KERNEL_OPTIONS, MAP_OPTIONS, follow
 from analysis.explorer.gallery import phrase_galleries
 from analysis.explorer.page import explorer_iframe, save_html
 from analysis.explorer.panel import Panel
+from analysis.explorer.saving import save_shown
 from analysis.explorer.told import Told
 from analysis.explorer.widget import ExplorerView
 from core.errors import GroundingError
