@@ -162,7 +162,7 @@ function mountExplorer(root, store) {
       context.drawImage(picture, 0, 0, pane.canvas.width, pane.canvas.height);
       pane.base = context.getImageData(0, 0, pane.canvas.width, pane.canvas.height);
       later();
-      setTimeout(() => { if (!gone && written.length) lookOf(answer, [written[0]]); }); // so that the first click finds all at hand
+      setTimeout(() => rehearse(pane));
     };
     picture.src = answer.picture;
   }
@@ -178,6 +178,18 @@ function mountExplorer(root, store) {
     if (ring) dot(context, [ring[0] * across, ring[1] * down], false);
     const place = look ? look.point : get("place");
     if (place.length) dot(context, [place[0] * across, place[1] * down], true);
+  }
+
+  // Draws a word where nobody sees it, so that the first click finds maps normalised and code compiled.
+  function rehearse(pane) {
+    const { answer, base } = pane;
+    if (gone || !base || answer !== current() || !written.length) return;
+    const { width, height } = base, data = new Uint8ClampedArray(base.data);
+    for (const i of written.slice(0, 3)) {
+      const look = lookOf(answer, [i]);
+      if (look) lay(data, upsampled(look.map, scaled(look.view, width / answer.size[1], height / answer.size[0]), height, width), 0.5);
+    }
+    for (const phrase of answer.phrases.slice(0, 1)) for (const code of phrase.masks) outline(data, decodeMask(code, height, width), height, width);
   }
 
   function lay(data, values, strength) {
