@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from eager_rows import eager_rows, options
 from PIL import Image
 from plain_towers import blurring, transparent
 from tiny_families import BUILDERS
@@ -35,33 +36,6 @@ def asked(lmm: LMM, question: str = QUESTION) -> str:
     return f"{lmm.family.image_block.format(placeholder=lmm.family.placeholder)}{question}"
 
 
-def options(lmm: LMM) -> dict:
-    """A random model may write the image token, which cannot be replayed."""
-    return {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": [lmm.family.image_token_id]}
-
-
-def eager_rows(lmm: LMM, image: Image.Image, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Reference: transformers' eager attention of one picture alone.
-
-    Returns:
-        (new ids [t], their rows [t, l, n, k], mean [k] of the prompt's rows behind the image but the last).
-    """
-    model = deepcopy(lmm.model)
-    model.set_attn_implementation("eager")
-    inputs = lmm.processor(images=[image], text=[text], return_tensors="pt", **lmm.family.processor_options)
-    inputs.pop("labels", None)
-    inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
-    found = model.generate(**inputs, **options(lmm), output_attentions=True, return_dict_in_generate=True)
-    columns = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
-    length, rows = inputs["input_ids"].shape[1], []
-    for step, layers in enumerate(found.attentions):
-        at = [columns - (length + step - layer.shape[-1]) for layer in layers]  # a sliding cache drops the oldest keys
-        layers = [layer[0, :, -1, a.clamp(min=0)] * (a >= 0) for layer, a in zip(layers, at, strict=True)]
-        rows.append(torch.stack(layers))
-    behind = [layer[0, :, int(columns.max()) + 1 : length - 1][..., columns] for layer in found.attentions[0]]
-    return found.sequences[0, length:], torch.stack(rows), torch.stack(behind).mean((0, 1, 2))
-
-
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found.double(), expected.double(), atol=1e-5, rtol=0)
 
@@ -71,9 +45,9 @@ def test_every_row_equals_eager(lmm, pictures):
     images = [pictures["landscape"], pictures["portrait"], pictures["square"]]
     images.append(Image.fromarray(skimage.data.coffee()))
     texts = [asked(lmm), asked(lmm, "What?"), asked(lmm, QUESTION * 2), asked(lmm)]
-    expected = [eager_rows(lmm, image, text) for image, text in zip(images, texts, strict=True)]
-    alone = lmm.generate(images[0], texts[0], **options(lmm), per_head=True)
-    together = lmm.generate(images, texts, **options(lmm), per_head=True)
+    expected = [eager_rows(lmm, [image], text, NEW) for image, text in zip(images, texts, strict=True)]
+    alone = lmm.generate(images[0], texts[0], **options(lmm, NEW), per_head=True)
+    together = lmm.generate(images, texts, **options(lmm, NEW), per_head=True)
     again = lmm.replay(images, texts, [found.token_ids for found in together], per_head=True)
     for found, (ids, rows, prompt) in zip([alone, *together, *again], [expected[0], *expected, *expected], strict=True):
         assert torch.equal(found.token_ids, ids)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from eager_rows import eager_rows, options
 from PIL import Image
 from tiny_cambrian import tiny_cambrian
 from tiny_families import BUILDERS
@@ -41,24 +40,6 @@ def asked(lmm: LMM, images: int, question: str) -> str:
     return "\n".join([lmm.family.image_block.format(placeholder=lmm.family.placeholder)] * images) + question
 
 
-def eager(lmm: LMM, images: list[Image.Image], text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reference: transformers' eager attention of one prompt alone; new ids [t] and rows [t, l, n, k]."""
-    model = deepcopy(lmm.model)
-    model.set_attn_implementation("eager")
-    inputs = lmm.processor(images=[images], text=[text], return_tensors="pt", **lmm.family.processor_options)
-    inputs.pop("labels", None)
-    inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items() if isinstance(v, torch.Tensor)}
-    options = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": [lmm.family.image_token_id]}
-    found = model.generate(**inputs, **options, output_attentions=True, return_dict_in_generate=True)
-    columns = (inputs["input_ids"][0] == lmm.family.image_token_id).nonzero()[:, 0]
-    length, rows = inputs["input_ids"].shape[1], []
-    for step, layers in enumerate(found.attentions):
-        at = [columns - (length + step - layer.shape[-1]) for layer in layers]  # a sliding cache drops the oldest keys
-        kept = [layer[0, :, -1, a.clamp(min=0)] * (a >= 0) for layer, a in zip(layers, at, strict=True)]
-        rows.append(torch.stack(kept))
-    return found.sequences[0, length:], torch.stack(rows)
-
-
 def entering(lmm: LMM, images: list[Image.Image], text: str) -> torch.Tensor:
     """[k, d]: what the decoder is given at the visual positions of a prompt."""
     from core.batch import encode
@@ -72,9 +53,8 @@ def test_rows_of_several_images_equal_eager(lmm, pictures):
     """Generated and replayed, in a padded batch beside a prompt with one image."""
     groups = [[pictures["landscape"], pictures["portrait"]], [pictures["square"]]]
     texts = [asked(lmm, 2, "What is there?"), asked(lmm, 1, "What?")]
-    expected = [eager(lmm, group, text) for group, text in zip(groups, texts, strict=True)]
-    options = {"max_new_tokens": NEW, "suppress_tokens": [lmm.family.image_token_id]}
-    together = lmm.generate(groups, texts, per_head=True, **options)
+    expected = [eager_rows(lmm, group, text, NEW)[:2] for group, text in zip(groups, texts, strict=True)]
+    together = lmm.generate(groups, texts, per_head=True, **options(lmm, NEW))
     again = lmm.replay(groups, texts, [found.token_ids for found in together], per_head=True)
     for found, (ids, rows) in zip([*together, *again], [*expected, *expected], strict=True):
         assert torch.equal(found.token_ids, ids)
