@@ -240,6 +240,18 @@ def test_the_oldest_answers_are_dropped(parts):
     assert explorer.told.grounding.generation.text == "A flag."
 
 
+def test_an_answer_in_anothers_place_does_not_inherit_its_mask(parts):
+    explorer = Explorer(**parts, history=1)
+    explorer.say("A blue moon.", "embedded")
+    explorer.view.heads = [1]
+    first = explorer.select(0, 1)
+    explorer.say("A yellow flag.", "embedded")
+    assert explorer.view.mask == explorer.view.head_maps == {}
+    explorer.view.heads = [1]
+    second = explorer.select(0, 1)
+    assert explorer.view.mask["codes"] == list(second.masks[0]) != list(first.masks[0])
+
+
 # ---- maps of all heads
 
 

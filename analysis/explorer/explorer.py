@@ -56,7 +56,7 @@ class Explorer(widgets.VBox):
     >>> explorer.ask("embedded").generation.text[:9]
     'The image'
     >>> explorer.select("a blue moon").points.tolist()
-    [[41.5, 112.5]]
+    [[40.5, 112.5]]
     """
 
     def __init__(
@@ -170,8 +170,8 @@ class Explorer(widgets.VBox):
             if model is not None or wanted.row != told.grounding.options.row:
                 again = self._reread(told, wanted, lmm)
             found = ground(again, told.image, segmenter=self.segmenter, nlp=self.nlp, options=wanted)
-        named = [each for each in (preset, *(f"{name} {value}" for name, value in options.items())) if each]
-        self._add(found, told.image, told.prompt, ", ".join(named) or "another model", lmm)
+        named = [preset, "" if model is None else lmm.name, *(f"{name} {value}" for name, value in options.items())]
+        self._add(found, told.image, told.prompt, ", ".join(filter(None, named)) or "again", lmm)
         self.show(self._place(told), beside=len(self._told) - 1)
         return found
 
@@ -308,7 +308,13 @@ class Explorer(widgets.VBox):
         self._count += 1
         told = Told(grounding, image, prompt, f"{self._count}. {title}", lmm)
         self._told = [*self._told, (told, told.data())][-self._history :]
-        self.view.answers = [data for _, data in self._told]
+        self._send()
+
+    def _send(self) -> None:
+        """All answers to the page, which forgets what was computed for those that stood in their places."""
+        with self.view.hold_sync():
+            self.view.head_maps, self.view.gallery, self.view.mask = {}, {}, {}
+            self.view.answers = [data for _, data in self._told]
 
     def _place(self, told: Told) -> int:
         return next((i for i, (each, _) in enumerate(self._told) if each is told), 0)
@@ -343,8 +349,7 @@ class Explorer(widgets.VBox):
             found = ground(again, told.image, segmenter=self.segmenter, nlp=self.nlp, options=options)
         other = replace(told, grounding=found)
         self._told[self._place(told)] = (other, other.data())
-        self.view.head_maps, self.view.gallery, self.view.mask = {}, {}, {}
-        self.view.answers = [data for _, data in self._told]
+        self._send()
 
     @contextmanager
     def _busy(self, prompt: str) -> Iterator[None]:
