@@ -59,7 +59,7 @@ PROMISED = {  # by the name of the job, which is its notebook's but for the enco
         "tables": ["table2_gcg", "gcg_protocols"],
         "records": [],
     },
-    "explorer": {"figures": ["selected"], "tables": [], "records": ["explorer.html"]},
+    "explorer": {"figures": ["selected"], "tables": [], "records": ["answers.html"]},
     "error_ledger": {"figures": ["error_ledger"], "tables": ["error_ledger", "mentions"], "records": []},
     "four_challenges": {
         "figures": ["four_challenges", "challenge_scores"],
@@ -293,6 +293,15 @@ def test_conversations_need_nothing_from_elsewhere(report):
     assert page.count('<div class="aas">') == 2
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
     assert "<mark" in page and 'class="layer"' in page
+
+
+def test_the_explorers_page_needs_no_network_and_no_kernel(report):
+    folder = report[1] / "explorer"
+    assert "widgets" in nbformat.read(folder / "explorer.ipynb", as_version=4).metadata
+    page = (folder / "explorer.html").read_text(encoding="utf-8")
+    assert "srcdoc=" in page and "jupyter.widget" not in page
+    assert not re.search(r"<(?:script|link|img)[^>]*(?:src|href)=\"https?:", page)
+    assert (folder / "answers.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_all_notebooks_of_a_model_share_one_run(report):

@@ -10,12 +10,15 @@ from nbconvert import HTMLExporter
 
 from core.atomic import write_atomically
 
-# nbconvert's own page fetches three scripts before it shows anything. Only the one a notebook needs stays in. Progress
-# bars and warnings are grey; on nbconvert's red they look like failures, which have tracebacks of their own. Printed
-# lines break between words.
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+# nbconvert's own page fetches three scripts before it shows anything. Only the one of formulas stays in, where there
+# are any; widgets, which need a kernel and two more scripts, are left out (notebooks show a frame that needs neither).
+# Progress bars and warnings are grey; on nbconvert's red they look like failures, which have tracebacks of their own.
+# Printed lines break between words.
 _TEMPLATE = """
 {%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js_requirejs -%}{% if "widgets" in nb.metadata %}{{ super() }}{% endif %}{%- endblock -%}
+{%- block html_head_js_requirejs -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{% if resources.has_formulas %}{{ super() }}{% endif %}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block html_head_css -%}{{ super() }}
@@ -28,6 +31,10 @@ _TEMPLATE = """
 def export_html(notebook: Path) -> Path:
     """Write `<name>.html` beside an executed notebook and return its path; code cells are left out."""
     content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [each for each in cell.outputs if WIDGET not in each.get("data", {})]
     resources = {
         "metadata": {"name": notebook.stem.replace("_", " ")},
         "has_formulas": any(cell.cell_type == "markdown" and "$" in cell.source for cell in content.cells),
