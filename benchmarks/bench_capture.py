@@ -8,7 +8,6 @@ own. The models are random, with a tiny vocabulary, so that nothing hides the ov
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from measure import FRESH_MEMORY, MIB, peak_memory, synchronize  # noqa: E402
+from measure import FRESH_MEMORY, MIB, peak_memory, quiet, synchronize, write_results  # noqa: E402
 
 VARIANTS = ("plain", "maps", "per_head", "eager")
 PROMPT = "Describe the image in detail."
@@ -78,14 +77,11 @@ def decoder(options: argparse.Namespace) -> dict[str, int]:
 def variant(name: str, directory: str, case: str, options: argparse.Namespace) -> Callable[[int], Any]:
     """A function of the number of new tokens, from image and prompt to the answer (and its maps)."""
     import torch
-    import transformers
     from PIL import Image
 
     from core.lmm import load_lmm
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(options.threads)
+    quiet(options.threads)
     lmm = load_lmm(directory, device=options.device, dtype=getattr(torch, options.dtype))
     if name == "eager":
         lmm.model.set_attn_implementation("eager")
@@ -215,16 +211,14 @@ def main() -> None:
     for case in options.cases:
         results[case] = measure(case, options)
         show(case, results[case])
-    options.output.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) for name, value in vars(options).items() if name != "memory_of"}
-    (options.output / "capture.json").write_text(json.dumps({"settings": settings, "results": results}, indent=1))
-    with (options.output / "capture.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("case", "visual_tokens", "new_tokens", "variant", *COLUMNS))
-        for case, result in results.items():
-            for name, row in result["rows"].items():
-                writer.writerow((case, result["visual_tokens"], result["new_tokens"], name, *(row[c] for c in COLUMNS)))
-    print(f"\nwritten to {options.output}")
+    header = ("case", "visual_tokens", "new_tokens", "variant", *COLUMNS)
+    rows = [
+        (case, result["visual_tokens"], result["new_tokens"], name, *(row[column] for column in COLUMNS))
+        for case, result in results.items()
+        for name, row in result["rows"].items()
+    ]
+    write_results(options.output, "capture", {"settings": settings, "results": results}, header, rows)
 
 
 if __name__ == "__main__":

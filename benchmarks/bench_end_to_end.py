@@ -8,9 +8,6 @@ caption; Segment Anything costs of one prefill of 640 tokens what ViT-H costs of
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import os
 import shutil
 import sys
 import tempfile
@@ -24,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from bench_capture import decoder  # noqa: E402
-from measure import interleaved, machine, ratios, synchronize  # noqa: E402
+from measure import interleaved, machine, quiet, ratios, synchronize, write_results  # noqa: E402
 
 RELEASED, PER_PHRASE, SINGLE, BATCHED = "released", "set per phrase", "ours, one by one", "ours, in batches"
 PROMPT = "Describe the image in detail."
@@ -61,6 +58,7 @@ class Parts:
         import tiny_models
         import torch
         from PIL import Image
+        from segment_anything import SamPredictor
 
         from core import load_lmm, load_nlp
         from core.masks import Segmenter
@@ -75,7 +73,7 @@ class Parts:
         torch.manual_seed(0)
         side, width, depth = options.sam_side, options.sam_width, options.sam_depth
         sam = build_sam(image_size=side, width=width, depth=depth, heads=8, prompt_width=128).to(options.device)
-        self.segmenter, self.reference_segmenter = Segmenter(sam), Segmenter(sam)
+        self.segmenter, self.predictor = Segmenter(sam), SamPredictor(sam)
         self.nlp, self.folder = load_nlp("embedded"), folder
         coarse = np.random.default_rng(0).integers(0, 256, (options.images, 9, 9, 3), dtype=np.uint8)
         self.pictures = [Image.fromarray(each).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for each in coarse]
@@ -105,7 +103,7 @@ class Parts:
     def reference(self, *, per_phrase: bool) -> Callable[[], Any]:
         from reference_way import reference_grounding
 
-        parts = {"lmm": self.eager, "predictor": self.reference_segmenter.predictor, "nlp": self.nlp}
+        parts = {"lmm": self.eager, "predictor": self.predictor, "nlp": self.nlp}
 
         def run() -> list[dict[str, Any]]:
             options = self.saying() | {"max_new_tokens": len(self.said)}
@@ -222,31 +220,24 @@ def show(case: str, result: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, print, and write `end_to_end.json` and `end_to_end.csv`."""
     options = parse()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    import torch
-    import transformers
-
-    torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet(options.threads)
     results = {}
     for case in options.cases:
         results[case] = measure(case, options)
         show(case, results[case])
-    options.output.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) for name, value in vars(options).items()}
     about = {"settings": settings, "machine": machine(options.device), "results": results}
-    (options.output / "end_to_end.json").write_text(json.dumps(about, indent=1))
-    with (options.output / "end_to_end.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        compared = [f"{kind} {other}" for other in (RELEASED, PER_PHRASE) for kind in ("ratio", "cpu_ratio")]
-        writer.writerow(("case", "visual_tokens", "phrases", "way", "images_per_second", *compared))
-        for case, result in results.items():
-            for name, row in result["rows"].items():
-                counts = (result["visual_tokens"], result["phrases"])
-                cells = [row[f"times {o}"][kind] for o in (RELEASED, PER_PHRASE) for kind in ("ratio", "cpu_ratio")]
-                writer.writerow((case, *counts, name, row["images_per_second"], *cells))
-    print(f"\nwritten to {options.output}")
+    compared = [(kind, other) for other in (RELEASED, PER_PHRASE) for kind in ("ratio", "cpu_ratio")]
+    header = ("case", "visual_tokens", "phrases", "way", "images_per_second", *map(" ".join, compared))
+    rows = [
+        (
+            *(case, result["visual_tokens"], result["phrases"], name, row["images_per_second"]),
+            *(row[f"times {other}"][kind] for kind, other in compared),
+        )
+        for case, result in results.items()
+        for name, row in result["rows"].items()
+    ]
+    write_results(options.output, "end_to_end", about, header, rows)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ are counted, not computed. Writes JSON and CSV.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import os
 import sys
 import tempfile
 import time
@@ -24,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from bench_capture import decoder  # noqa: E402
-from measure import MIB, machine  # noqa: E402
+from measure import MIB, machine, quiet, write_results  # noqa: E402
 
 COLUMNS = ("visual_tokens", "new_tokens", "prefill_s", "step_s", "reading_s", "reading_us_per_step", "ns_per_value")
 MEMORY = ("maps_mib", "eager_prefill_mib")
@@ -105,28 +102,16 @@ def measure(grid: int, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and write `tokens.json` and `tokens.csv`."""
     options = parse()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    import torch
-    import transformers
-
-    torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet(options.threads)
     columns = (*COLUMNS, *MEMORY)
     print("".join(f"{name:>21}" for name in columns))
     rows = []
     for grid in options.grids:
         rows.append(measure(grid, options))
         print("".join(f"{rows[-1][name]:>21.4g}" for name in columns))
-    options.output.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) for name, value in vars(options).items()}
     about = {"settings": settings, "machine": machine("cpu"), "rows": rows}
-    (options.output / "tokens.json").write_text(json.dumps(about, indent=1))
-    with (options.output / "tokens.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([row[name] for name in columns] for row in rows)
-    print(f"\nwritten to {options.output}")
+    write_results(options.output, "tokens", about, columns, [[row[name] for name in columns] for row in rows])
 
 
 if __name__ == "__main__":

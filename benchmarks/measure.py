@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import gc
+import json
 import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -85,6 +87,28 @@ def status(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise SystemExit(f"/proc/self/status has no field {field}")
+
+
+def quiet(threads: int) -> None:
+    """So many CPU threads, and none of transformers' warnings and progress bars between the results."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def write_results(
+    folder: Path, name: str, about: Mapping[str, Any], header: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Write `name.json`, and the rows as `name.csv`; say where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(about, indent=1))
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    print(f"\nwritten to {folder}")
 
 
 def machine(device: str) -> dict[str, Any]:
