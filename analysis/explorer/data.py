@@ -29,6 +29,10 @@ CHOICES = {
 }
 
 
+MAP_OPTIONS = ("normalization", "aggregation", "view", "remove_corners", "layers", "heads")
+KERNEL_OPTIONS = ("row", "sam_prompt", "mask_choice")  # these need the model or the segmenter
+
+
 def explorer_data(
     grounding: Grounding,
     image: Image.Image,
@@ -124,10 +128,14 @@ def shown_options(options: GroundOptions) -> dict[str, Any]:
 
 
 def known_options() -> dict[str, Any]:
-    """The values that each option can take, and the paper's."""
+    """The values that each option can take, the paper's, and the options by name: those that make a map, and those that
+    need a kernel.
+    """
     return {
         "choices": {name: list(values) for name, values in CHOICES.items()},
         "paper": shown_options(PRESETS["paper"]),
+        "maps": list(MAP_OPTIONS),
+        "kernel": list(KERNEL_OPTIONS),
     }
 
 

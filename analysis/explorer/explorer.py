@@ -12,8 +12,8 @@ from typing import Any
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from analysis.explorer.data import shown_options
-from analysis.explorer.following import KERNEL_OPTIONS, MAP_OPTIONS, follow
+from analysis.explorer.data import KERNEL_OPTIONS, MAP_OPTIONS, shown_options
+from analysis.explorer.following import follow
 from analysis.explorer.gallery import phrase_galleries
 from analysis.explorer.page import explorer_iframe, save_html
 from analysis.explorer.panel import Panel
@@ -164,12 +164,7 @@ class Explorer(widgets.VBox):
         keep = {"per_head": self._options.per_head}
         wanted = GroundOptions.of(told.grounding.options if preset is None else preset, **keep | options)
         lmm = told.lmm if model is None else self._load(model)
-        with self._busy(told.prompt):
-            self.view.written = told.grounding.generation.text
-            again = told.grounding.generation
-            if model is not None or wanted.row != told.grounding.options.row:
-                again = self._reread(told, wanted, lmm)
-            found = ground(again, told.image, segmenter=self.segmenter, nlp=self.nlp, options=wanted)
+        found = self._again(told, wanted, lmm, reread=model is not None or wanted.row != told.grounding.options.row)
         named = [preset, "" if model is None else lmm.name, *(f"{name} {value}" for name, value in options.items())]
         self._add(found, told.image, told.prompt, ", ".join(filter(None, named)) or "again", lmm)
         self.show(self._place(told), beside=len(self._told) - 1)
@@ -296,6 +291,13 @@ class Explorer(widgets.VBox):
         self.show(len(self._told) - 1)
         return found
 
+    def _again(self, told: Told, options: GroundOptions, lmm: LMM | None, *, reread: bool) -> Grounding:
+        """The same answer grounded otherwise, from what was read of it or, with `reread`, from what a model reads."""
+        with self._busy(told.prompt):
+            self.view.written = told.grounding.generation.text
+            generation = self._reread(told, options, lmm) if reread else told.grounding.generation
+            return ground(generation, told.image, segmenter=self.segmenter, nlp=self.nlp, options=options)
+
     def _reread(self, told: Told, options: GroundOptions, lmm: LMM | None) -> Any:
         """The same answer, read again by a model: its tokens where it is the model that wrote them, else its text."""
         if lmm is None:
@@ -343,11 +345,7 @@ class Explorer(widgets.VBox):
     def _read_rows(self, told: Told, row: str) -> None:
         """The shown answer with the maps of other rows, in its place."""
         options = replace(told.grounding.options, row=row)
-        with self._busy(told.prompt):
-            self.view.written = told.grounding.generation.text
-            again = self._reread(told, options, told.lmm)
-            found = ground(again, told.image, segmenter=self.segmenter, nlp=self.nlp, options=options)
-        other = replace(told, grounding=found)
+        other = replace(told, grounding=self._again(told, options, told.lmm, reread=True))
         self._told[self._place(told)] = (other, other.data())
         self._send()
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.explorer.data import shown_options
+from analysis.explorer.data import KERNEL_OPTIONS, MAP_OPTIONS, shown_options
 from analysis.explorer.gallery import gallery_maps, packed_gallery
 from analysis.explorer.told import Told
 from analysis.explorer.widget import ExplorerView
 from core.options import GroundOptions
-
-MAP_OPTIONS = ("normalization", "aggregation", "view", "remove_corners", "layers", "heads")
-KERNEL_OPTIONS = ("row", "sam_prompt", "mask_choice")  # these need the model or the segmenter
 
 
 def follow(view: ExplorerView, told: Told, options: GroundOptions, *, segmenter: Any) -> None:

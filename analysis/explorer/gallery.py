@@ -21,6 +21,11 @@ from core.pipeline import Grounding
 BYTES_IN_PAGE = 6_000_000  # of all galleries of one answer in a page, before base64
 
 
+def not_kept() -> GroundingError:
+    """The error for an answer without the maps of single heads."""
+    return GroundingError("the maps of single heads were not kept; ask again with per_head=True")
+
+
 def gallery_maps(grounding: Grounding, tokens: Sequence[int], options: GroundOptions) -> Float[Tensor, "l n h w"]:
     """What every head looks at for some tokens: normalised head by head, aggregated, on the view's grid.
 
@@ -37,7 +42,7 @@ def gallery_maps(grounding: Grounding, tokens: Sequence[int], options: GroundOpt
     generation = grounding.generation
     heads = generation.attention_per_head
     if heads is None:
-        raise GroundingError("the maps of single heads were not kept; ask again with per_head=True")
+        raise not_kept()
     how = "sequence" if options.normalization == "prompt" else options.normalization
     written = generation.token_spans[:, 1] > generation.token_spans[:, 0]
     flat = normalize(rearrange(heads, "t l n k -> t (l n k)"), how, written=written)
@@ -78,7 +83,7 @@ def phrase_galleries(grounding: Grounding, *, limit: int = BYTES_IN_PAGE) -> lis
     """
     heads = grounding.generation.attention_per_head
     if heads is None:
-        raise GroundingError("the maps of single heads were not kept; ask again with per_head=True")
+        raise not_kept()
     cells = limit // max(1, len(grounding.phrases) * heads.shape[1] * heads.shape[2])
     options = grounding.options
     return [packed_gallery(gallery_maps(grounding, each.tokens, options), cells=cells) for each in grounding.phrases]

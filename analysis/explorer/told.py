@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from PIL import Image
 
 from analysis.explorer.data import explorer_data, packed_maps, raw_maps
+from analysis.explorer.gallery import not_kept
 from core.attention import to_grid
 from core.errors import GroundingError
 from core.options import GroundOptions
-from core.phrases import Phrase
+from core.phrases import Phrase, phrase_at
 from core.pipeline import Grounding, ground
 
 
@@ -39,9 +41,9 @@ class Told:
         """Name of the model that looked."""
         return str(self.grounding.generation.model.get("name_or_path", ""))
 
-    def data(self, **further: Any) -> dict[str, Any]:
-        """The answer as the explorer shows it; `further` as for `analysis.explorer.data.explorer_data`."""
-        return explorer_data(self.grounding, self.image, prompt=self.prompt, title=self.title, **further)
+    def data(self) -> dict[str, Any]:
+        """The answer as the explorer shows it."""
+        return explorer_data(self.grounding, self.image, prompt=self.prompt, title=self.title)
 
     def find(self, words: str) -> tuple[int, ...]:
         """The tokens that words are grounded by: the central noun's of a phrase, else all that spell them.
@@ -52,12 +54,12 @@ class Told:
         for phrase in self.grounding.phrases:
             if phrase.text.casefold() == words.strip().casefold():
                 return phrase.tokens
-        start = self.grounding.generation.text.casefold().find(words.strip().casefold())
-        if start < 0 or not words.strip():
-            raise GroundingError(f"the answer does not say {words!r}; it says {self.grounding.generation.text!r}")
-        end = start + len(words.strip())
-        spans = self.grounding.generation.token_spans.tolist()
-        return tuple(i for i, (first, last) in enumerate(spans) if first < last and first < end and last > start)
+        generation, wanted = self.grounding.generation, words.strip()
+        said = re.search(re.escape(wanted), generation.text, re.IGNORECASE) if wanted else None
+        found = None if said is None else phrase_at(generation.text, generation.token_spans, said.span())
+        if found is None:
+            raise GroundingError(f"the answer does not say {words!r}; it says {generation.text!r}")
+        return found.tokens
 
     def brightest(self) -> tuple[int, ...]:
         """The tokens of the phrase whose map has the highest value on the view.
@@ -98,7 +100,7 @@ class Told:
         generation = self.grounding.generation
         if options.selects_heads and generation.attention_per_head is None:
             if (options.layers, options.heads) != (self.grounding.options.layers, self.grounding.options.heads):
-                raise GroundingError("the maps of single heads were not kept; ask again with per_head=True")
+                raise not_kept()
             options = replace(options, layers=None, heads=None)
         phrase = self.phrase(tokens)
         return ground(generation, self.image, segmenter=segmenter, nlp=None, phrases=[phrase], options=options)

@@ -9,8 +9,6 @@ const LABELS = {
   sam_prompt: "prompt of the segmenter", point: "point", mask: "map and box", mask_choice: "mask", last: "last", best: "best score", all: "all three",
 };
 const CONTROLS = ["normalization", "aggregation", "view", "row", "sam_prompt", "mask_choice", "layers", "heads"];
-const KERNEL_ONLY = ["row", "sam_prompt", "mask_choice"]; // these need the model or the segmenter
-const MAP_OPTIONS = ["normalization", "aggregation", "view", "remove_corners", "layers", "heads"];
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
@@ -145,7 +143,7 @@ function mountExplorer(root, store) {
   }
 
   const pick = (from, names) => Object.fromEntries(names.map((name) => [name, from[name]]));
-  const maskKey = () => [get("answer"), sorted(), ...[...MAP_OPTIONS, ...KERNEL_ONLY].map(get)];
+  const maskKey = () => [get("answer"), sorted(), ...get("known").maps.map(get), ...get("known").kernel.map(get)];
 
   // --- drawing ---
   function load(pane, answer) {
@@ -283,9 +281,9 @@ function mountExplorer(root, store) {
   }
 
   function steer(answer) {
-    const { choices, paper } = get("known"), heads = store.live ? answer.layers > 0 : Boolean(answer.galleries);
+    const { choices, paper, kernel } = get("known"), heads = store.live ? answer.layers > 0 : Boolean(answer.galleries);
     const named = (name, value) => (LABELS[value] ?? value) + (paper[name] === value ? " (paper)" : "");
-    for (const name of ["normalization", "aggregation", ...KERNEL_ONLY]) {
+    for (const name of ["normalization", "aggregation", ...kernel]) {
       const own = choices[name].filter((value) => value !== "prompt" || answer.prompt_map);
       fill(selects[name], own.map((value) => [value, named(name, value)]), get(name));
     }
@@ -295,7 +293,7 @@ function mountExplorer(root, store) {
       fill(selects[name], [["", "all (paper)"], ...several, ...[...Array(count).keys()].map((i) => [i, String(i)])], get(name).join());
       labels[name].hidden = !heads;
     }
-    KERNEL_ONLY.forEach((name) => { labels[name].hidden = !get("can").includes(name); });
+    kernel.forEach((name) => { labels[name].hidden = !get("can").includes(name); });
     labels.view.hidden = answer.views.length < 2;
     opacity.value = String(get("opacity")); masks.checked = get("masks"); corners.checked = get("remove_corners");
     fill(chooser, answers().map((each, i) => [i, label(each)]), get("answer"));
