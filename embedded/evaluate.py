@@ -14,11 +14,10 @@ from core.lmm import LMM
 from core.masks import Segmenter
 from core.pipeline import Grounding, ground
 from core.rle import decode_rle
-from embedded.scenes.captions import DESCRIBE, place
+from embedded.scenes.captions import DESCRIBE, place, told_places
 from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.scenes import COLOURS, Scene, make_scene
 
-_PLACE = re.compile(rf"\b({'|'.join(CATEGORIES)}) is (?:located )?((?:in|on|near) the [a-z ]*of the image)")
 _PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(CATEGORIES)})\b")
 
 
@@ -63,7 +62,7 @@ def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed
 def _places(scene: Scene, text: str) -> dict[str, int]:
     true = {(thing.category, place(thing)) for thing in scene.objects}
     named = {category for category, _ in true}
-    said = [pair for pair in _PLACE.findall(text) if pair[0] in named]
+    said = [pair for pair in told_places(text) if pair[0] in named]
     return {"places": len(said), "places_right": sum(pair in true for pair in said)}
 
 

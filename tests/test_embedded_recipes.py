@@ -21,13 +21,13 @@ from embedded.recipes.clip import TagHead, VisionRecipe
 from embedded.recipes.llava import IGNORE, LmmRecipe, conversation
 from embedded.recipes.sam import SamRecipe
 from embedded.recipes.tokenizer import IMAGE, train_tokenizer
-from embedded.scenes.captions import DESCRIBE
+from embedded.scenes.captions import DESCRIBE, place, told_places
 from embedded.scenes.pictures import MEAN, TAGS, multi_hot, square, tag_numbers
 from embedded.scenes.scenes import make_scene
 
 VISION = VisionRecipe(
     image_size=48, patch_size=12, width=32, layers=2, heads=2, window=3, small_pictures=48, small_steps=12,
-    scenes=32, steps=6, batch=8,
+    scenes=32, steps=6, placed_steps=4, batch=8,
 )  # fmt: skip
 LMM = LmmRecipe(width=32, layers=2, heads=2, mlp=64, vocabulary=600, scenes=32, steps=6, batch=4, save_every=2)
 
@@ -72,6 +72,31 @@ def test_tags_are_the_words_of_the_description():
         assert {TAGS[number] for number in torch.nonzero(hot).flatten()} == {
             tag for tag in TAGS if f" {tag} " in scene.caption.replace(",", " ").replace(".", " ")
         }
+
+
+def test_place_tags_are_what_the_captions_say():
+    for index in range(20):
+        scene = make_scene("train", index, size=(48, 64))
+        hot = vision_recipe.place_tags([scene.caption])[0]
+        said = {vision_recipe.PLACE_TAGS[number] for number in torch.nonzero(hot).flatten()}
+        true = {(name, place(thing)) for thing in scene.objects for name in (thing.category, None)}
+        assert said == true
+        assert {pair for pair in said if pair[0]} == set(told_places(scene.caption))
+
+
+def test_waves_tell_every_cell_apart_by_its_row_and_its_column():
+    encoder = vision_recipe.build_encoder(VISION)
+    before = encoder.embeddings.position_embedding.weight.detach().clone()
+    pixels = torch.randn(4, 3, 48, 48)
+    vision_recipe.add_waves(encoder, pixels)
+    waves = (encoder.embeddings.position_embedding.weight.detach() - before)[1:].unflatten(0, (4, 4))
+    rows, columns = waves.chunk(2, dim=-1)
+    assert torch.allclose(rows, rows[:, :1].expand_as(rows), atol=1e-6)
+    assert torch.allclose(columns, columns[:1].expand_as(columns), atol=1e-6)
+    assert torch.cdist(waves.flatten(0, 1), waves.flatten(0, 1)).add(10 * torch.eye(16)).min() > 0.1
+    strength = encoder.embeddings.patch_embedding(pixels).square().mean().sqrt()
+    assert torch.allclose(waves.square().mean().sqrt(), strength, rtol=1e-4)
+    assert torch.equal(encoder.embeddings.position_embedding.weight[0], before[0])  # the class token has no place
 
 
 def test_picture_score_is_the_log_sum_exp_of_its_patches():

@@ -3,24 +3,32 @@
 The supervision is the caption's words as tags of the whole picture; no box, point or mask is seen. Every patch scores
 every tag, a picture's score is the log-sum-exp over its patches (multiple-instance learning), so what a patch says is
 about what stands there, and the features keep the place of things. It starts with small pictures of one object, put
-anywhere on the encoder's grid of positions, and goes on with whole scenes.
+anywhere on the encoder's grid of positions, and goes on with whole scenes. So far nothing asks a patch where it is, and
+its features do not tell. Last, waves that do tell are added to the position embeddings, and what the captions say of
+places ("the anchor is in the top left corner") becomes tags, too.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from einops import repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from embedded.recipes.fitting import warm_cosine
+from embedded.scenes.captions import PLACES, told_places
+from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.pictures import TAGS, multi_hot, normalise, render_many, render_one_object, training_scenes
 
 log = logging.getLogger(__name__)
+PLACE_TAGS = tuple((category, place) for category in (*CATEGORIES, None) for place in PLACES)  # None: anything
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class VisionRecipe:
     small_steps: int = 2_500
     scenes: int = 24_000
     steps: int = 1_600
+    placed_steps: int = 1_500  # with the captions' places among the tags
     batch: int = 64
     learning_rate: float = 1e-3
     seed: int = 0
@@ -103,12 +112,47 @@ def pretrain(recipe: VisionRecipe, output: Path, *, workers: int = 1):
     pixels, tags = torch.stack([torch.from_numpy(item[0].copy()) for item in small]), [item[1] for item in small]
     _fit(encoder, head, pixels, multi_hot(tags), recipe, steps=recipe.small_steps, name="one object")
     _save(encoder, head, output)
-    pixels, tags, _ = training_scenes(
+    pixels, tags, texts = training_scenes(
         recipe.scenes, side=recipe.image_size, seed=recipe.seed, cache=output.parent / "scenes.pt", workers=workers
     )
     _fit(encoder, head, pixels, multi_hot(tags), recipe, steps=recipe.steps, name="scenes", mixed=True)
     _save(encoder, head, output)
+    add_waves(encoder, normalise(pixels[:64]))
+    head = TagHead(recipe.width, len(TAGS) + len(PLACE_TAGS))
+    words = torch.cat([multi_hot(tags), place_tags([caption for caption, _ in texts])], dim=1)
+    _fit(encoder, head, pixels, words, recipe, steps=recipe.placed_steps, name="places", mixed=True)
+    _save(encoder, head, output)
     return encoder, head
+
+
+@torch.no_grad()
+def add_waves(encoder, pixels: Float[Tensor, "b 3 s s"], *, longest: float = 84.0, shortest: float = 4.0) -> None:
+    """Adds sines and cosines of row and column to the position embeddings, as strong as the pictures' patch embeddings.
+
+    Args:
+        encoder: a `CLIPVisionModel`, changed in place.
+        pixels: some pictures, normalised.
+        longest, shortest: of the waves, in cells.
+
+    Source: He et al. 2022, "Masked autoencoders are scalable vision learners", appendix A.1 (fixed waves in 2-D).
+    """
+    embeddings = encoder.embeddings
+    strength = embeddings.patch_embedding(pixels).square().mean().sqrt()
+    side, width = embeddings.image_size // embeddings.patch_size, encoder.config.hidden_size
+    frequencies = 2 * math.pi / torch.logspace(math.log10(shortest), math.log10(longest), width // 4)
+    phases = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([phases.sin(), phases.cos()], dim=1)
+    rows, columns = repeat(waves, "h c -> (h w) c", w=side), repeat(waves, "w c -> (h w) c", h=side)
+    embeddings.position_embedding.weight[1:] += 2**0.5 * strength * torch.cat([rows, columns], dim=1)
+
+
+def place_tags(captions: Sequence[str]) -> Float[Tensor, "b p"]:
+    """1 where a caption says that something, or a thing of a category, is at a place, in the order of `PLACE_TAGS`."""
+    out = torch.zeros(len(captions), len(PLACE_TAGS))
+    for row, caption in enumerate(captions):
+        for category, place in told_places(caption):
+            out[row, [PLACE_TAGS.index((name, place)) for name in (category, None)]] = 1
+    return out
 
 
 def _fit(
@@ -123,6 +167,7 @@ def _fit(
     mixed: bool = False,
 ) -> None:
     """One part of the training; `mixed` computes in bfloat16 where autocast does."""
+    encoder.set_attn_implementation("eager")  # on a CPU faster in training at such short lengths
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warm_cosine, steps=steps))
@@ -145,6 +190,7 @@ def _fit(
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if step % 100 == 99:
             log.info("vision, %s: step %d of %d, loss %.3f per picture", name, step + 1, steps, running)
+    encoder.set_attn_implementation("sdpa")
 
 
 def _save(encoder, head: TagHead, output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,6 +17,19 @@ CLOSINGS = (
     "The objects are clearly visible against the background.",
     "The scene is calm, and nothing else can be seen.",
 )
+
+PLACES = (
+    "in the center of the image",
+    "on the left side of the image",
+    "on the right side of the image",
+    "near the top of the image",
+    "near the bottom of the image",
+    "in the top left corner of the image",
+    "in the top right corner of the image",
+    "in the bottom left corner of the image",
+    "in the bottom right corner of the image",
+)
+_PLACED = re.compile(rf"\b({'|'.join(CATEGORIES)}) is (?:located )?({'|'.join(PLACES)})")
 
 
 def describe(rng: np.random.Generator, objects: Sequence[SceneObject], texture: str, ground: str) -> str:
@@ -99,6 +113,11 @@ def place(thing: SceneObject) -> str:
     if column:
         return f"on the {column} side of the image"
     return f"near the {row} of the image" if row else "in the center of the image"
+
+
+def told_places(text: str) -> list[tuple[str, str]]:
+    """(category, place) of every sentence that says where a thing is, in the order of the text."""
+    return _PLACED.findall(text)
 
 
 def _relation(rng: np.random.Generator, thing: SceneObject, before: SceneObject) -> str:
