@@ -12,7 +12,7 @@ import torch
 
 from core.weights import KINDS
 from embedded import evaluate
-from embedded.encoder_study.two_stages import STAGE1, STAGE2, STAGE2_SWAPPED
+from embedded.encoder_study.two_stages import STAGE1, STAGE2
 from embedded.recipes.autoencoder import AutoencoderRecipe
 from embedded.recipes.clip import VisionRecipe
 from embedded.recipes.diffusion import DiffusionRecipe
@@ -121,15 +121,14 @@ TWO_STAGES = (
     "The language model (`embedded/recipes/language_model.py`) is pre-trained on text alone. Stage 1 trains the "
     "projector on captions with the language model frozen, stage 2 trains the language model as well, on descriptions "
     "and questions (`embedded/encoder_study/two_stages.py`); LLaVA and DiffLMM see the same data in the same order for "
-    "the same steps. Stage 2 then goes on with names that are swapped for others in a share of the answers that are "
-    "read; what is learnt there is the right name wherever one is said again (`embedded/encoder_study/word_swaps.py`), "
-    "so that the language model does not copy from its own words what it can see."
+    "the same steps. In stage 2 names are swapped for others in a share of the answers that are read; what is learnt "
+    "there is the right name wherever one is said again (`embedded/encoder_study/word_swaps.py`), so that the language "
+    "model does not copy from its own words what it can see."
 )
 
 
 def _stages() -> str:
     recipes = {"Language model": ReaderRecipe(), "Stage 1": STAGE1, "Stage 2": STAGE2}
-    recipes |= {"Stage 2, names swapped": STAGE2_SWAPPED}
     return "\n\n".join(f"{name}: `{asdict(recipe)}`, seed 0" for name, recipe in recipes.items())
 
 

@@ -121,13 +121,11 @@ def _train_variants(options: argparse.Namespace) -> None:
 
 
 def _ship(options: argparse.Namespace) -> None:
-    """The shipped models of the two stages: their variants after stage 2 and what follows it, seed 0, in float16."""
+    """The shipped models of the two stages: their variants after stage 2, seed 0, in float16."""
     work, data = options.work, family_data(options.work, workers=options.workers)
     for variant, folder in SHIPPED.items():
         experiments.run_stage_one(work, data, [(variant, 0)])
-        start = _second_stage(work, data, variant).parent
-        model = run_stage(variant, data, start.with_name("swapped"), two_stages.STAGE2_SWAPPED, seed=0, start=start)
-        experiments.ship(model, options.output / folder)
+        experiments.ship(_second_stage(work, data, variant), options.output / folder)
 
 
 def _second_stage(work: Path, data: TrainingData, variant: str) -> Path:

@@ -11,7 +11,7 @@ from core.lmm import load_lmm
 from core.masks import load_segmenter
 from core.phrases import load_nlp
 from core.weights import KINDS, weights_path
-from embedded.encoder_study.two_stages import STAGE1, STAGE2, STAGE2_SWAPPED
+from embedded.encoder_study.two_stages import STAGE1, STAGE2
 from embedded.evaluate import measure_llava, measure_sam
 from embedded.recipes.autoencoder import AutoencoderRecipe
 from embedded.recipes.clip import VisionRecipe
@@ -42,8 +42,8 @@ def test_cards_tell_the_recipes_of_this_code():
     cards = {kind: (weights_path(kind) / "README.md").read_text() for kind in KINDS}
     recipes = {
         "llava": (VisionRecipe(), LmmRecipe()),
-        "llava_two_stages": (ReaderRecipe(), STAGE1, STAGE2, STAGE2_SWAPPED),
-        "difflmm": (AutoencoderRecipe(), DiffusionRecipe(), ReaderRecipe(), STAGE1, STAGE2, STAGE2_SWAPPED),
+        "llava_two_stages": (ReaderRecipe(), STAGE1, STAGE2),
+        "difflmm": (AutoencoderRecipe(), DiffusionRecipe(), ReaderRecipe(), STAGE1, STAGE2),
         "sam": (SamRecipe(),),
     }
     for kind, used in recipes.items():

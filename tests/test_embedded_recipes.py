@@ -241,8 +241,7 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     monkeypatch.setattr(experiments, "SCENES", 16)
     monkeypatch.setattr(experiments, "HELD_OUT", 8)
     monkeypatch.setattr(two_stages, "STAGE1", StageRecipe(1, scenes=8, batch=4))
-    monkeypatch.setattr(two_stages, "STAGE2", StageRecipe(2, scenes=8, batch=4))
-    monkeypatch.setattr(two_stages, "STAGE2_SWAPPED", StageRecipe(2, scenes=8, batch=4, swaps=WordSwaps()))
+    monkeypatch.setattr(two_stages, "STAGE2", StageRecipe(2, scenes=8, batch=4, swaps=WordSwaps()))
     monkeypatch.setattr(vision_recipe, "VisionRecipe", lambda: replace(VISION, image_size=120, window=5))
     (work / "diffusion" / "vae").mkdir(parents=True)
     (work / "diffusion" / "vae" / "config.json").write_text("{}")  # as a run killed while it saved leaves it

@@ -6,9 +6,9 @@ language model frozen; stage 2 trains the language model as well, on conversatio
 What learns on the visual side and stage 1's template are `core.training`'s; the rest is cut to this size. Frozen
 features come from a `FeatureCache` instead of pictures. Stage 2 trains the whole language model instead of LoRA's
 weights, and all parts with one learning rate. Its conversations have no system text: two questions, in three of four
-batches after the description. Batches are not grouped by length. The optimiser's settings are those of
-`embedded.recipes.fitting`. The shipped models go on from stage 2 with names swapped in some of the answers that they
-read (`embedded.encoder_study.word_swaps`).
+batches after the description, and names are swapped in some of the answers that the model reads
+(`embedded.encoder_study.word_swaps`). Batches are not grouped by length. The optimiser's settings are those of
+`embedded.recipes.fitting`.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ class StageRecipe:
 
 
 STAGE1 = StageRecipe(1, scenes=7_000)
-STAGE2 = StageRecipe(2, scenes=9_600, learning_rate=1e-3)
-STAGE2_SWAPPED = StageRecipe(2, scenes=9_600, epochs=2.0, learning_rate=1e-3, swaps=WordSwaps())  # goes on from STAGE2
+STAGE2 = StageRecipe(2, scenes=9_600, epochs=4.0, learning_rate=1.5e-3, swaps=WordSwaps())
 
 
 @dataclass(frozen=True)
