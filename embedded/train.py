@@ -21,11 +21,12 @@ import torch
 from core.errors import GroundingError
 from core.weights import FOLDER
 from embedded.cards import write_cards
-from embedded.encoder_study import experiments, probes, two_stages
+from embedded.encoder_study import diffusion_curve, diffusion_quality, experiments, probes, two_stages
 from embedded.encoder_study.two_stages import TrainingData, run_stage
 from embedded.encoder_study.variants import TABLE5, Parts
 from embedded.recipes import autoencoder, clip, diffusion, dino, language_model, llava, sam
 from embedded.recipes.diffusion_samples import write_samples
+from embedded.scenes.captions import listed
 from embedded.scenes.pictures import render, training_scenes
 
 log = logging.getLogger(__name__)
@@ -96,17 +97,20 @@ def _scenes(work: Path, workers: int) -> tuple:
 
 
 def _train_diffusion(work: Path, workers: int) -> None:
-    pixels, _, texts = _scenes(work, workers)
-    folder = family_parts(work).diffusion
+    pixels, tags, texts = _scenes(work, workers)
+    folder, recipe = family_parts(work).diffusion, diffusion.DiffusionRecipe()
     finished = work / "vae.finished"  # a run killed while it saved leaves a folder with some of the files
     if not finished.is_file():
-        autoencoder.train_autoencoder(autoencoder.AutoencoderRecipe(), pixels, folder / "vae")
+        held_out = torch.tensor(np.stack([render(index, split="val", side=160, seed=0)[0] for index in range(24)]))
+        autoencoder.train_autoencoder(autoencoder.AutoencoderRecipe(), pixels, folder / "vae", held_out=held_out)
         finished.touch()
-    latents = experiments.scaled_latents(folder / "vae", pixels)
-    captions = [caption for caption, _ in texts]
-    diffusion.train_diffusion(diffusion.DiffusionRecipe(), latents, captions, folder)
+    judge = diffusion_quality.embedded_judge(work, family_parts(work), pixels, tags)
+    diffusion_curve.train_and_measure(
+        recipe, work, folder, judge, (pixels, tags, [caption for caption, _ in texts]), workers=workers
+    )
     shown = [render(index, split="val", side=pixels.shape[-1], seed=0) for index in range(8)]
-    removed = write_samples(folder, torch.tensor(np.stack([one[0] for one in shown])), [one[2] for one in shown], work)
+    captions = [listed(one[2]) for one in shown]
+    removed = write_samples(folder, torch.tensor(np.stack([one[0] for one in shown])), captions, work)
     log.info("U-Net: share of the noise removed in one step: %s", removed)
 
 

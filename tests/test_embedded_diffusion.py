@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,32 +19,27 @@ from core.encoders.parts import empty_text_embedding
 from embedded.encoder_study.experiments import scaled_latents
 from embedded.recipes import autoencoder, diffusion
 from embedded.recipes.autoencoder import AutoencoderRecipe, as_input, encode_all, random_crops, train_autoencoder
-from embedded.recipes.diffusion import (
-    DiffusionRecipe,
-    build_text_tokenizer,
-    denoise,
-    load_diffusion,
-    sample,
-    text_ids,
-    train_diffusion,
-)
+from embedded.recipes.denoising import denoise, load_diffusion, sample
+from embedded.recipes.diffusion import DiffusionRecipe, Latents, build_text_tokenizer, text_ids, train_diffusion
 from embedded.recipes.fitting import Fit, fit, step_generator
-from embedded.scenes.pictures import training_scenes
+from embedded.scenes.pictures import listing_of_one, render_cutout, training_scenes
 from embedded.scenes.scenes import make_scene
 
-VAE = AutoencoderRecipe(channels=(8, 8, 16, 16), crop=32, batch=4, steps=8, whole_batch=2, whole_steps=2)
-UNET = DiffusionRecipe(
-    channels=(16, 16, 32, 32), heads=2, text_width=16, text_layers=1, text_length=40, vocabulary=400, batch=4, steps=6
+VAE = AutoencoderRecipe(
+    channels=(8, 8, 16, 16), crop=32, batch=4, steps=8, whole_batch=2, whole_steps=2, second_steps=2
 )
+UNET = DiffusionRecipe(
+    channels=(16, 16, 32, 32), heads=2, text_width=16, text_layers=1, text_length=40, vocabulary=400,
+    cutouts=6, cutout_side=32, cutout_batch=4, cutout_steps=3, batch=4, steps=6,
+)  # fmt: skip
 SCENES = [make_scene("train", number, size=(64, 64)) for number in range(6)]
 CAPTIONS = [scene.caption for scene in SCENES]
+CUTOUTS = [render_cutout(number, side=32, seed=2) for number in range(6)]
 
 
 @pytest.fixture(scope="module")
 def pixels():
-    from numpy import asarray, stack
-
-    return torch.from_numpy(stack([asarray(scene.image).transpose(2, 0, 1) for scene in SCENES]))
+    return torch.from_numpy(np.stack([np.asarray(scene.image).transpose(2, 0, 1) for scene in SCENES]))
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +47,17 @@ def directory(pixels, tmp_path_factory):
     """VAE and U-Net of a few steps, in diffusers' layout."""
     directory = tmp_path_factory.mktemp("ldm")
     vae = train_autoencoder(VAE, pixels, directory / "vae")
-    train_diffusion(UNET, encode_all(vae, pixels) * vae.config.scaling_factor, CAPTIONS, directory)
+    small = torch.from_numpy(np.stack([one[0] for one in CUTOUTS]))
+    scenes, cutouts = (encode_all(vae, some) * vae.config.scaling_factor for some in (pixels, small))
+    texts = [listing_of_one(tags) for _, tags in CUTOUTS]
+    train_diffusion(UNET, Latents(scenes, CAPTIONS), Latents(cutouts, texts), directory)
     return directory
 
 
 def test_scaled_latents_have_unit_deviation(directory, pixels):
     vae = load_diffusion(directory)[0]
     assert (encode_all(vae, pixels) * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=1e-3)
-    assert encode_all(vae, pixels).shape == (6, 4, 8, 8)
+    assert encode_all(vae, pixels).shape == (6, 16, 8, 8)
 
 
 DIES_WHILE_SAVING = """
@@ -68,7 +67,7 @@ from pathlib import Path
 import torch
 
 from embedded.encoder_study.experiments import scaled_latents
-from embedded.scenes.pictures import training_scenes
+from embedded.scenes.pictures import listing_of_one, render_cutout, training_scenes
 
 work = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))  # bytes of a file
