@@ -75,7 +75,7 @@ def _train(part: str, options: argparse.Namespace) -> None:
     elif part == "dino":
         dino.pretrain(dino.DinoRecipe(), work / "dino", pixels_cache=work / "scenes160.pt", workers=workers)
     elif part == "diffusion":
-        _train_diffusion(work, workers)
+        _train_diffusion(options)
     elif part == "reader":
         _, tags, texts = _scenes(work, workers)
         language_model.train_reader(language_model.ReaderRecipe(), tags, texts, work / "reader")
@@ -96,7 +96,8 @@ def _scenes(work: Path, workers: int) -> tuple:
     return training_scenes(experiments.SCENES, side=160, seed=0, cache=work / "scenes160.pt", workers=workers)
 
 
-def _train_diffusion(work: Path, workers: int) -> None:
+def _train_diffusion(options: argparse.Namespace) -> None:
+    work, workers = options.work, options.workers
     pixels, tags, texts = _scenes(work, workers)
     folder, recipe = family_parts(work).diffusion, diffusion.DiffusionRecipe()
     finished = work / "vae.finished"  # a run killed while it saved leaves a folder with some of the files
@@ -104,9 +105,16 @@ def _train_diffusion(work: Path, workers: int) -> None:
         held_out = torch.tensor(np.stack([render(index, split="val", side=160, seed=0)[0] for index in range(24)]))
         autoencoder.train_autoencoder(autoencoder.AutoencoderRecipe(), pixels, folder / "vae", held_out=held_out)
         finished.touch()
-    judge = diffusion_quality.embedded_judge(work, family_parts(work), pixels, tags)
     diffusion_curve.train_and_measure(
-        recipe, work, folder, judge, (pixels, tags, [caption for caption, _ in texts]), workers=workers
+        recipe,
+        diffusion_curve.MeasureRecipe(),
+        work,
+        folder,
+        diffusion_quality.embedded_judge(work, family_parts(work), pixels, tags),
+        (pixels, tags, [caption for caption, _ in texts]),
+        held_out=experiments.HELD_OUT,
+        record=options.record.parent,
+        workers=workers,
     )
     shown = [render(index, split="val", side=pixels.shape[-1], seed=0) for index in range(8)]
     captions = [listed(one[2]) for one in shown]

@@ -102,12 +102,13 @@ def test_training_writes_its_curve_and_an_account(family, judge, tmp_path):
     _, parts, pixels, tags, captions = family
     folder = tmp_path / "ldm"
     load_diffusion(parts.diffusion).vae.save_pretrained(folder / "vae")
-    files = {"curve": tmp_path / "curve.json", "account": tmp_path / "quality.json"}
-    options = {"every": 2, "number": 2, "probe": ProbeRecipe(steps=2, batch=4)}
-    train_and_measure(
-        RECIPE, tmp_path, folder, judge, (pixels, tags, captions), held_out=4, pictures=2, **options, **files
+    probe = ProbeRecipe(steps=2, batch=4)
+    measures = MeasureRecipe(
+        every=2, curve_pictures=2, curve_steps=2, curve_probe=probe, pictures=2, steps=2, probe=probe
     )
-    curve, account = (json.loads(file.read_text()) for file in files.values())
+    scenes, record = (pixels, tags, captions), tmp_path / "recorded"
+    train_and_measure(RECIPE, measures, tmp_path, folder, judge, scenes, held_out=4, record=record)
+    curve, account = (json.loads((record / name).read_text()) for name in (CURVE, QUALITY))
     assert [row["steps"] for row in curve] == [2, 4]
     assert curve[0]["pictures"] == {"cutouts": 4, "scenes": 0} and curve[1]["pictures"] == {"cutouts": 6, "scenes": 2}
     assert set(curve[0]["error_cutouts"]) == {"100", "300", "600"}

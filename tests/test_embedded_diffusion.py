@@ -26,7 +26,7 @@ from embedded.scenes.pictures import listing_of_one, render_cutout, training_sce
 from embedded.scenes.scenes import make_scene
 
 VAE = AutoencoderRecipe(
-    channels=(8, 8, 16, 16), crop=32, batch=4, steps=8, whole_batch=2, whole_steps=2, second_steps=2
+    channels=(8, 8, 16, 16), crop=32, batch=4, steps=8, whole_batch=2, whole_steps=2, average=0.9, second_steps=2
 )
 UNET = DiffusionRecipe(
     channels=(16, 16, 32, 32), heads=2, text_width=16, text_layers=1, text_length=40, vocabulary=400,

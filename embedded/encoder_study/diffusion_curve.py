@@ -33,10 +33,30 @@ from embedded.scenes.captions import listed
 from embedded.scenes.pictures import cutouts, listing_of_one, render, render_cutout
 
 log = logging.getLogger(__name__)
-FOLDER = Path(__file__).parents[1] / "recorded"
-CURVE, QUALITY = FOLDER / "diffusion_curve.json", FOLDER / "diffusion_quality.json"
+CURVE, QUALITY = "diffusion_curve.json", "diffusion_quality.json"  # beside the record of the variants' losses
 ERROR_STEPS = (100, 300, 600)
-CURVE_PROBE, ACCOUNT_PROBE = ProbeRecipe(scenes=1_000, steps=300), ProbeRecipe(scenes=1_500, steps=600)
+CURVE_PROBE, FINAL_PROBE = ProbeRecipe(scenes=1_000, steps=300), ProbeRecipe(scenes=1_500, steps=600)
+
+
+@dataclass(frozen=True)
+class MeasureRecipe:
+    """How the latent diffusion model is measured while it is trained, cheaply, and at the end.
+
+    Fields:
+        every: optimiser steps between rows of the curve.
+        curve_pictures, curve_steps: pictures painted for a row, as small as the cutouts, and their steps of DDIM.
+        curve_probe: of a row's features (noise step 300, all up blocks, empty text).
+        pictures, steps: scenes through the VAE, and pictures painted of each kind at the end; their steps of DDIM.
+        probe: of every block's features at every noise step at the end.
+    """
+
+    every: int = 850
+    curve_pictures: int = 64
+    curve_steps: int = 25
+    curve_probe: ProbeRecipe = CURVE_PROBE
+    pictures: int = 200
+    steps: int = 20
+    probe: ProbeRecipe = FINAL_PROBE
 
 
 @dataclass(frozen=True)
@@ -50,57 +70,52 @@ class LabelledLatents:
     def split(self, number: int) -> tuple[tuple[Tensor, Tensor], tuple[Sequence, Sequence]]:
         """(latents, tags) of the first `number` scenes and of the held-out ones."""
         rest = len(self.latents) - self.held_out
+        number = min(number, rest)
         return (self.latents[:number], self.latents[rest:]), (self.tags[:number], self.tags[rest:])
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Measures the averaged weights all `every` steps and keeps the rows in `file`; given to `train_diffusion`.
-
-    Fields:
-        number: pictures painted for a row, as small as the cutouts, with 25 steps of DDIM.
-        probe: of a row's features (noise step 300, all up blocks, empty text).
-    """
+    """Measures the averaged weights now and then and keeps the rows in `file`; given to `train_diffusion`."""
 
     file: Path
     recipe: DiffusionRecipe
+    measures: MeasureRecipe
     vae: Any
     judge: Judge
     scenes: LabelledLatents
-    every: int = 850
-    number: int = 64
-    probe: ProbeRecipe = CURVE_PROBE
 
     def __call__(self, step: int, parts: Mapping[str, Any]) -> None:
-        if step % self.every and step != self.recipe.steps:
+        if step % self.measures.every and step != self.recipe.steps:
             return
         model = averaged_model(self.vae, parts)
         with torch.random.fork_rng(devices=[]):
             row = {"steps": step, "pictures": pictures_seen(self.recipe, step), **self._measure(model)}
         rows = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else []
-        rows = [old for old in rows if old["steps"] < step] + [row]
-        write_atomically(self.file, (json.dumps(rows, indent=1) + "\n").encode())
+        write_json([old for old in rows if old["steps"] < step] + [row], self.file)
         log.info("U-Net, curve: %s", json.dumps(row))
 
     def _measure(self, model: LatentDiffusion) -> dict[str, Any]:
-        recipe, latents_side = self.recipe, self.recipe.cutout_side // 8
-        small = [render_cutout(recipe.cutouts + index, side=recipe.cutout_side, seed=cutout_seed(recipe))
-                 for index in range(self.number)]  # fmt: skip
-        texts = [listing_of_one(tags) for _, tags in small]
+        recipe, measures = self.recipe, self.measures
+        side, first = recipe.cutout_side, recipe.cutouts
+        small = [
+            render_cutout(first + index, side=side, seed=cutout_seed(recipe))
+            for index in range(measures.curve_pictures)
+        ]
+        texts, empty = [listing_of_one(tags) for _, tags in small], [""] * len(small)
         latents = scaled(self.vae, torch.from_numpy(np.stack([pixels for pixels, _ in small])))
-        (train, held_out), tags = self.scenes.split(self.probe.scenes)
-        probes = feature_table(model, (train, held_out), tags, steps=[300], recipe=self.probe, state=self._state)
+        split, tags = self.scenes.split(measures.curve_probe.scenes)
+        scenes = split[1][:50].float()
+        state = self.file.with_name("probe.tmp.pt")
         return {
             "error_cutouts": noise_errors(model, latents, texts, steps=ERROR_STEPS),
-            "error_cutouts_without_text": noise_errors(model, latents, [""] * len(texts), steps=ERROR_STEPS),
-            "error_scenes_without_text": noise_errors(model, held_out[:50].float(), [""] * len(held_out[:50]), steps=ERROR_STEPS),  # noqa: E501
-            "painted_cutouts": painted(model, self.judge, self.number, [1], steps=25, side=latents_side),
-            "probes": probes,
-        }  # fmt: skip
-
-    @property
-    def _state(self) -> Path:
-        return self.file.with_name("probe_state.tmp.pt")
+            "error_cutouts_without_text": noise_errors(model, latents, empty, steps=ERROR_STEPS),
+            "error_scenes_without_text": noise_errors(model, scenes, [""] * len(scenes), steps=ERROR_STEPS),
+            "painted_cutouts": painted(
+                model, self.judge, measures.curve_pictures, [1], steps=measures.curve_steps, side=side // 8
+            ),
+            "probes": feature_table(model, split, tags, steps=[300], recipe=measures.curve_probe, state=state),
+        }
 
 
 def cutout_seed(recipe: DiffusionRecipe) -> int:
@@ -112,56 +127,48 @@ def quality(
     model: LatentDiffusion,
     judge: Judge,
     scenes: LabelledLatents,
+    measures: MeasureRecipe,
     *,
     state: Path,
-    pictures: int = 200,
-    probe: ProbeRecipe = ACCOUNT_PROBE,
-    steps: int = 20,
     cutout_cells: int = 8,
 ) -> dict[str, Any]:
-    """Both bars of the latent diffusion model and the table of its features' probes.
-
-    Args:
-        pictures: scenes through the VAE, and pictures painted of each kind.
-        probe: of every block's features at every noise step.
-    """
-    shown = [render(index, split="val", side=8 * model.unet.config.sample_size, seed=0) for index in range(pictures)]
+    """Both bars of the latent diffusion model and the table of its features' probes."""
+    number, side = measures.pictures, 8 * model.unet.config.sample_size
+    shown = [render(index, split="val", side=side, seed=0) for index in range(number)]
     pixels: UInt8[Tensor, "n 3 H W"] = torch.from_numpy(np.stack([one[0] for one in shown]))
-    latents, tags = scenes.split(probe.scenes)
+    options = {"steps": measures.steps, "mixed": True}
     found = {
         "vae": reconstructed(model.vae, judge, pixels, [one[1] for one in shown]),
+        "pictures": number,
         "painted": {
-            "one object, cutout": painted(model, judge, pictures, [1], steps=steps, side=cutout_cells),
-            "one object, scene": painted(model, judge, pictures, [1], steps=steps, mixed=True),
-            "two or three objects, scene": painted(model, judge, pictures, [2, 3], steps=steps, mixed=True),
+            "one object, cutout": painted(model, judge, number, [1], side=cutout_cells, **options),
+            "one object, scene": painted(model, judge, number, [1], **options),
+            "two or three objects, scene": painted(model, judge, number, [2, 3], **options),
         },
     }
     log.info("latent diffusion model: %s", json.dumps(found))
-    table = feature_table(model, latents, tags, recipe=probe, state=state)
-    return {**found, "probe_recipe": asdict(probe), "probes": table}
+    table = feature_table(model, *scenes.split(measures.probe.scenes), recipe=measures.probe, state=state)
+    return {**found, "measures": asdict(measures), "probes": table}
 
 
 def train_and_measure(
     recipe: DiffusionRecipe,
+    measures: MeasureRecipe,
     work: Path,
     folder: Path,
     judge: Judge,
     scenes: tuple[UInt8[Tensor, "n 3 H W"], Sequence[Sequence[int]], Sequence[str]],
     *,
+    held_out: int,
+    record: Path,
     workers: int = 1,
-    held_out: int = 500,
-    curve: Path = CURVE,
-    account: Path = QUALITY,
-    pictures: int = 200,
-    probe: ProbeRecipe | None = None,
-    **options: Any,
 ) -> None:
     """Trains the U-Net of `folder`, where the VAE stands, and writes its learning curve and what it can in the end.
 
     Args:
-        scenes: pixels, tag numbers and captions; the last `held_out` are for the probes only.
-        pictures, probe, options: of `quality` and `LearningCurve`.
         work: where pictures and latents are kept for a run that goes on.
+        scenes: pixels, tag numbers and captions; the last `held_out` are for the probes only.
+        record: folder of the two JSON files.
     """
     pixels, tags, captions = scenes
     number, side = min(recipe.scenes, len(pixels) - held_out), recipe.cutout_side
@@ -177,13 +184,16 @@ def train_and_measure(
         Latents(latents[:number], [listed(caption) for caption in captions[:number]]),
         Latents(kept_latents(vae, small, work / "cutout_latents.pt"), [listing_of_one(one) for one in small_tags]),
         folder,
-        measure=LearningCurve(curve, recipe, vae, judge, labelled, probe=probe or CURVE_PROBE, **options),
+        measure=LearningCurve(record / CURVE, recipe, measures, vae, judge, labelled),
     )
     model, state = load_diffusion(folder), work / "probe.tmp.pt"
-    found = quality(
-        model, judge, labelled, state=state, pictures=pictures, probe=probe or ACCOUNT_PROBE, cutout_cells=side // 8
-    )
-    write_atomically(account, (json.dumps(found, indent=1) + "\n").encode())
+    write_json(quality(model, judge, labelled, measures, state=state, cutout_cells=side // 8), record / QUALITY)
+
+
+def write_json(content: Any, file: Path) -> None:
+    """Indented JSON, written in one go."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def kept_latents(vae: Any, pixels: UInt8[Tensor, "n 3 H W"], file: Path) -> Float[Tensor, "n c h w"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from core.encoders.features import noised, seeded_maps
 from core.encoders.frozen import to_grid_size
+from embedded.encoder_study import probes
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.probes import WORDS, Probe, ProbeRecipe, fit_probe, precisions
 from embedded.encoder_study.variants import Parts, find_variant
@@ -58,12 +59,12 @@ def fit_judge(clip: Path, features: Float[Tensor, "n k c"], tags: Sequence[Seque
     from transformers import CLIPVisionModel
 
     encoder = CLIPVisionModel.from_pretrained(clip).eval().requires_grad_(False)
-    return Judge(encoder, fit_probe(features, multi_hot(tags), ProbeRecipe(), state=state))
+    return Judge(encoder, fit_probe(features, multi_hot(tags), probes.ProbeRecipe(), state=state))
 
 
 def embedded_judge(work: Path, parts: Parts, pixels: UInt8[Tensor, "n 3 160 160"], tags: Sequence) -> Judge:
     """The judge of a work folder, fitted to the first of its training scenes."""
-    number = min(ProbeRecipe().scenes, len(pixels))
+    number = min(probes.ProbeRecipe().scenes, len(pixels))
     features = FeatureCache(work / "features", parts, pixels).frozen(find_variant("clip"), range(number))["features"]
     return fit_judge(parts.clip, features, tags[:number], state=work / "judge.tmp.pt")
 
@@ -171,7 +172,7 @@ def feature_table(
     tags: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
     *,
     steps: Sequence[int] = NOISE_STEPS,
-    recipe: ProbeRecipe | None = None,
+    recipe: ProbeRecipe,
     state: Path,
 ) -> list[dict[str, Any]]:
     """Probes of every up block's features at every noise step.
@@ -182,7 +183,6 @@ def feature_table(
     Returns:
         A row for each noise step and block: "noise_step", "up_block" (from 1) and `probe`'s result.
     """
-    recipe = replace(recipe or ProbeRecipe(), scenes=len(latents[0]))
     words, rows = [multi_hot(numbers) for numbers in tags], []
     for step in steps:
         blocks = zip(*(block_features(model, part, step) for part in latents), strict=True)
