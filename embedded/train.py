@@ -97,13 +97,18 @@ def _scenes(work: Path, workers: int) -> tuple:
 
 
 def _train_diffusion(options: argparse.Namespace) -> None:
+    from transformers import CLIPVisionModel
+
     work, workers = options.work, options.workers
     pixels, tags, texts = _scenes(work, workers)
     folder, recipe = family_parts(work).diffusion, diffusion.DiffusionRecipe()
     finished = work / "vae.finished"  # a run killed while it saved leaves a folder with some of the files
     if not finished.is_file():
         held_out = torch.tensor(np.stack([render(index, split="val", side=160, seed=0)[0] for index in range(24)]))
-        autoencoder.train_autoencoder(autoencoder.AutoencoderRecipe(), pixels, folder / "vae", held_out=held_out)
+        tower = CLIPVisionModel.from_pretrained(family_parts(work).clip).eval().requires_grad_(False)
+        autoencoder.train_autoencoder(
+            autoencoder.AutoencoderRecipe(), pixels, folder / "vae", clip=tower, held_out=held_out
+        )
         finished.touch()
     diffusion_curve.train_and_measure(
         recipe,

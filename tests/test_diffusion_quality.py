@@ -103,9 +103,7 @@ def test_training_writes_its_curve_and_an_account(family, judge, tmp_path):
     folder = tmp_path / "ldm"
     load_diffusion(parts.diffusion).vae.save_pretrained(folder / "vae")
     probe = ProbeRecipe(steps=2, batch=4)
-    measures = MeasureRecipe(
-        every=2, curve_pictures=2, curve_steps=2, curve_probe=probe, pictures=2, steps=2, probe=probe
-    )
+    measures = MeasureRecipe(every=2, curve_pictures=2, curve_steps=2, pictures=2, steps=2, probe=probe)
     scenes, record = (pixels, tags, captions), tmp_path / "recorded"
     train_and_measure(RECIPE, measures, tmp_path, folder, judge, scenes, held_out=4, record=record)
     curve, account = (json.loads((record / name).read_text()) for name in (CURVE, QUALITY))

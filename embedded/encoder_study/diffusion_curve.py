@@ -35,7 +35,7 @@ from embedded.scenes.pictures import cutouts, listing_of_one, render, render_cut
 log = logging.getLogger(__name__)
 CURVE, QUALITY = "diffusion_curve.json", "diffusion_quality.json"  # beside the record of the variants' losses
 ERROR_STEPS = (100, 300, 600)
-CURVE_PROBE, FINAL_PROBE = ProbeRecipe(scenes=1_000, steps=300), ProbeRecipe(scenes=1_500, steps=600)
+PROBE = ProbeRecipe(scenes=1_000, steps=300)
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,16 @@ class MeasureRecipe:
     Fields:
         every: optimiser steps between rows of the curve.
         curve_pictures, curve_steps: pictures painted for a row, as small as the cutouts, and their steps of DDIM.
-        curve_probe: of a row's features (noise step 300, all up blocks, empty text).
+        probe: of all up blocks' features with the empty text, in a row at noise step 300, at the end at all of them.
         pictures, steps: scenes through the VAE, and pictures painted of each kind at the end; their steps of DDIM.
-        probe: of every block's features at every noise step at the end.
     """
 
-    every: int = 850
+    every: int = 1_700
     curve_pictures: int = 64
     curve_steps: int = 25
-    curve_probe: ProbeRecipe = CURVE_PROBE
     pictures: int = 200
     steps: int = 20
-    probe: ProbeRecipe = FINAL_PROBE
+    probe: ProbeRecipe = PROBE
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class LearningCurve:
         ]
         texts, empty = [listing_of_one(tags) for _, tags in small], [""] * len(small)
         latents = scaled(self.vae, torch.from_numpy(np.stack([pixels for pixels, _ in small])))
-        split, tags = self.scenes.split(measures.curve_probe.scenes)
+        split, tags = self.scenes.split(measures.probe.scenes)
         scenes = split[1][:50].float()
         state = self.file.with_name("probe.tmp.pt")
         return {
@@ -114,7 +112,7 @@ class LearningCurve:
             "painted_cutouts": painted(
                 model, self.judge, measures.curve_pictures, [1], steps=measures.curve_steps, side=side // 8
             ),
-            "probes": feature_table(model, split, tags, steps=[300], recipe=measures.curve_probe, state=state),
+            "probes": feature_table(model, split, tags, steps=[300], recipe=measures.probe, state=state),
         }
 
 

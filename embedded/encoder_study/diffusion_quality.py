@@ -109,14 +109,20 @@ def painted(
 def reconstructed(
     vae: Any, judge: Judge, pixels: UInt8[Tensor, "n 3 H W"], tags: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-    """PSNR in dB of held-out scenes through the VAE, and the judge's mean average precision before and after."""
+    """PSNR of held-out scenes through the VAE, and the judge's mean average precision before and after.
+
+    Returns:
+        "psnr", in dB of the squared error over all pixels, and "psnr_by_scene", the mean over the scenes' own PSNR;
+        "originals" and "reconstructions", as `probe`'s "mean_average_precision".
+    """
     original = pixels.float() / 255
     chunks = [vae.decode(vae.encode(as_input(part)).latent_dist.mean).sample for part in pixels.split(16)]
     after = (torch.cat(chunks) / 2 + 0.5).clamp(0, 1)
-    wanted = multi_hot(tags)
+    wanted, squared = multi_hot(tags), (after - original).square().mean((1, 2, 3))
     return {
         "scenes": len(pixels),
-        "psnr": round(-10 * (after - original).square().mean().log10().item(), 2),
+        "psnr": round(-10 * squared.mean().log10().item(), 2),
+        "psnr_by_scene": round(-10 * squared.log10().mean().item(), 2),
         "originals": precisions(judge.scores(original), wanted)["mean_average_precision"],
         "reconstructions": precisions(judge.scores(after), wanted)["mean_average_precision"],
     }
@@ -140,7 +146,7 @@ def noise_errors(
 @torch.no_grad()
 def block_features(
     model: LatentDiffusion, latents: Float[Tensor, "n c h w"], step: int, *, cells: int = 10, batch: int = 50
-) -> list[Float[Tensor, "n k c"]]:
+) -> list[Float[Tensor, "n k _"]]:
     """Each up block's output at a noise step with the empty text, as DiffLMM sees it: float16 on a square grid.
 
     Computed in bfloat16, for its speed.

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from core.atomic import save_tensors
+from embedded.recipes.clip import encode_window
 from embedded.recipes.fitting import Average, Fit, fit, step_generator
+from embedded.scenes.pictures import MEAN, STD
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,8 @@ class AutoencoderRecipe:
     """Sizes in pixels and channels.
 
     Most steps see crops, the last `whole_steps` whole pictures; a second fit of whole pictures goes on from the
-    averaged weights with a schedule of its own, and weighs the squared error higher.
+    averaged weights with a schedule of its own, and weighs the squared error higher; a third trains the decoder alone,
+    with what the embedded CLIP makes of the picture as a further loss.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 96)  # four levels, so latents are an eighth of the picture as in SD
@@ -40,6 +44,9 @@ class AutoencoderRecipe:
     second_steps: int = 900
     second_learning_rate: float = 1e-3
     second_squared_weight: float = 20.0
+    decoder_steps: int = 500
+    decoder_learning_rate: float = 1e-3
+    clip_weight: float = 0.1  # of the squared error of CLIP's features, as a share of their variance
     kl_weight: float = 1e-3  # of the mean divergence per latent value
     seed: int = 0
 
@@ -64,30 +71,43 @@ def train_autoencoder(
     pixels: UInt8[Tensor, "b 3 H W"],
     output: Path,
     *,
+    clip: nn.Module | None = None,
     held_out: UInt8[Tensor, "n 3 H W"] | None = None,
     every: int = 500,
 ) -> Any:
     """Trains the VAE, sets its `scaling_factor` to one over the latents' standard deviation, writes it to `output`.
 
     What is written is the moving average of the weights; its error on `held_out` is logged all `every` steps.
+
+    Args:
+        clip: the frozen `CLIPVisionModel` whose features the decoder's last fit keeps.
     """
-    first, state = output.with_name("vae_first.tmp.pt"), output.with_name("vae_state.tmp.pt")
-    vae, crops = build_autoencoder(recipe), recipe.steps - recipe.whole_steps
-    watch = partial(_log_error, held_out, every)
-    if first.is_file():
-        vae.load_state_dict(torch.load(first, weights_only=True))
-    else:
-        options = _fit_options(recipe.steps, recipe.learning_rate)
-        loss = partial(_loss, recipe, pixels, weight=recipe.squared_weight, crops=crops, seed=recipe.seed)
-        vae = _fit_average(vae, loss, options, recipe.average, state, watch)
-        save_tensors(vae.state_dict(), first)
-    options = _fit_options(recipe.second_steps, recipe.second_learning_rate)
-    loss = partial(_loss, recipe, pixels, weight=recipe.second_squared_weight, crops=0, seed=recipe.seed + 1)
-    vae = _fit_average(vae.requires_grad_(True).train(), loss, options, recipe.average, state, watch)
+    state, watch = output.with_name("vae_state.tmp.pt"), partial(_log_error, held_out, every)
+    crops = recipe.steps - recipe.whole_steps
+    loss = partial(_loss, recipe, pixels, weight=recipe.squared_weight, crops=crops, seed=recipe.seed)
+    again = partial(_loss, recipe, pixels, weight=recipe.second_squared_weight, crops=0, seed=recipe.seed + 1)
+    fits = (
+        (loss, recipe.steps, recipe.learning_rate),
+        (again, recipe.second_steps, recipe.second_learning_rate),
+        (partial(_decoder_loss, recipe, pixels, clip), recipe.decoder_steps, recipe.decoder_learning_rate),
+    )
+    vae = build_autoencoder(recipe)
+    for number, (objective, steps, learning_rate) in enumerate(fits):
+        done = output.with_name(f"vae_fit{number}.tmp.pt")
+        if done.is_file():
+            vae.load_state_dict(torch.load(done, weights_only=True))
+            continue
+        vae.requires_grad_(True).train()
+        vae.encoder.requires_grad_(objective is not fits[-1][0])
+        vae.quant_conv.requires_grad_(objective is not fits[-1][0])
+        options = Fit(steps, learning_rate, weight_decay=0.0, betas=(0.9, 0.99), mixed=True)
+        vae = _fit_average(vae, objective, options, recipe.average, state, watch)
+        save_tensors(vae.state_dict(), done)
     deviation = encode_all(vae, pixels[:512]).std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
     vae.save_pretrained(output)
-    first.unlink()
+    for done in output.parent.glob("vae_fit*.tmp.pt"):
+        done.unlink()
     log.info("VAE: scaling factor %.4f", vae.config.scaling_factor)
     return vae
 
@@ -106,6 +126,29 @@ def _loss(
     return error.abs().mean() + weight * error.square().mean() + recipe.kl_weight * divergence.float().mean()
 
 
+def _decoder_loss(recipe: AutoencoderRecipe, pixels: Tensor, clip: nn.Module | None, vae: Any, step: int) -> Tensor:
+    """The loss of one step with the encoder as it is."""
+    generator = step_generator(recipe.seed + 2, step)
+    pictures = random_crops(pixels, recipe.whole_batch, pixels.shape[-1], generator)
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mean
+    painted = vae.decode(latents).sample.float()
+    error = painted - pictures
+    value = error.abs().mean() + recipe.second_squared_weight * error.square().mean()
+    if clip is None:
+        return value
+    wanted, found = clip_features(clip, pictures), clip_features(clip, painted)
+    return value + recipe.clip_weight * (found - wanted).square().mean() / wanted.var()
+
+
+def clip_features(clip: nn.Module, pictures: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k c"]:
+    """Patch features of pictures in [-1, 1], resized to what CLIP takes."""
+    side = clip.config.image_size
+    sized = interpolate(pictures / 2 + 0.5, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+    mean, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return encode_window(clip, (sized - mean) / spread, 0, 0).float()
+
+
 def _fit_average(
     vae: Any,
     loss: Callable[[Any, int], Tensor],
@@ -122,12 +165,9 @@ def _fit_average(
         watch(average.kept, step)
 
     modules = {"vae": vae, "average": average.kept}
-    fit("VAE", modules, partial(loss, vae), options, state=state, parameters=vae.parameters(), after=follow)
+    learnt = [weight for weight in vae.parameters() if weight.requires_grad]
+    fit("VAE", modules, partial(loss, vae), options, state=state, parameters=learnt, after=follow)
     return average.kept
-
-
-def _fit_options(steps: int, learning_rate: float) -> Fit:
-    return Fit(steps, learning_rate, weight_decay=0.0, betas=(0.9, 0.99), mixed=True)
 
 
 def _log_error(held_out: Tensor | None, every: int, vae: Any, step: int) -> None:

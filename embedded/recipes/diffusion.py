@@ -50,7 +50,8 @@ class DiffusionRecipe:
     steps: int = 3_400
     learning_rate: float = 1e-3
     time_power: float = 0.7  # noise steps are drawn as this power of a uniform number: under 1, high ones more often
-    signal_limit: float = 5.0  # signal-to-noise ratio above which a noise step counts for less (min-SNR)
+    signal_limits: tuple[float, float] = (5.0, 1.0)  # signal-to-noise ratio above which a noise step counts for less
+    limited_from: int = 1_000  # step from which on the second limit holds, so that shapes count more than textures
     seed: int = 0
 
 
@@ -171,7 +172,7 @@ def train_diffusion(
             words = text_encoder(said).last_hidden_state
             predicted = unet(noisy, times, encoder_hidden_states=words).sample
         fault = (predicted.float() - noise).square().mean((1, 2, 3))
-        return (fault * noise_weights(recipe, scheduler)[times]).mean()
+        return (fault * noise_weights(scheduler, recipe.signal_limits[step >= recipe.limited_from])[times]).mean()
 
     def follow(step: int, value: float) -> None:
         average.follow(step)
@@ -205,11 +206,11 @@ def draw_times(recipe: DiffusionRecipe, scheduler: Any, number: int, generator: 
     return (count * torch.rand(number, generator=generator) ** recipe.time_power).long().clamp(max=count - 1)
 
 
-def noise_weights(recipe: DiffusionRecipe, scheduler: Any) -> Float[Tensor, " t"]:
+def noise_weights(scheduler: Any, limit: float) -> Float[Tensor, " t"]:
     """Weight of the squared error of the noise at every noise step: min(SNR, limit) / SNR.
 
     Source: Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, ICCV 2023, section 3.4.
     """
     kept = scheduler.alphas_cumprod
     ratio = kept / (1 - kept)
-    return ratio.clamp(max=recipe.signal_limit) / ratio
+    return ratio.clamp(max=limit) / ratio
