@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from tiny_family import tiny_parts
 
-from embedded.encoder_study.diffusion_curve import train_and_measure
+from embedded.encoder_study import probes
+from embedded.encoder_study.diffusion_curve import CURVE, QUALITY, MeasureRecipe, train_and_measure
 from embedded.encoder_study.diffusion_quality import (
     Judge,
     block_features,
@@ -43,7 +45,9 @@ def family(tmp_path_factory):
 @pytest.fixture(scope="module")
 def judge(family):
     work, parts, pixels, tags, _ = family
-    return embedded_judge(work, parts, pixels, tags)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "ProbeRecipe", partial(ProbeRecipe, steps=2, batch=4))
+        return embedded_judge(work, parts, pixels, tags)
 
 
 def test_asked_words_are_found_among_as_many_as_were_asked_for():
