@@ -21,11 +21,12 @@ import torch
 from core.errors import GroundingError
 from core.weights import FOLDER
 from embedded.cards import write_cards
-from embedded.encoder_study import experiments, probes, two_stages
+from embedded.encoder_study import diffusion_curve, diffusion_quality, experiments, probes, two_stages
 from embedded.encoder_study.two_stages import TrainingData, run_stage
 from embedded.encoder_study.variants import TABLE5, Parts
 from embedded.recipes import autoencoder, clip, diffusion, dino, language_model, llava, sam
 from embedded.recipes.diffusion_samples import write_samples
+from embedded.scenes.captions import listed
 from embedded.scenes.pictures import render, training_scenes
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def _train(part: str, options: argparse.Namespace) -> None:
     elif part == "dino":
         dino.pretrain(dino.DinoRecipe(), work / "dino", pixels_cache=work / "scenes160.pt", workers=workers)
     elif part == "diffusion":
-        _train_diffusion(work, workers)
+        _train_diffusion(options)
     elif part == "reader":
         _, tags, texts = _scenes(work, workers)
         language_model.train_reader(language_model.ReaderRecipe(), tags, texts, work / "reader")
@@ -95,18 +96,34 @@ def _scenes(work: Path, workers: int) -> tuple:
     return training_scenes(experiments.SCENES, side=160, seed=0, cache=work / "scenes160.pt", workers=workers)
 
 
-def _train_diffusion(work: Path, workers: int) -> None:
-    pixels, _, texts = _scenes(work, workers)
-    folder = family_parts(work).diffusion
+def _train_diffusion(options: argparse.Namespace) -> None:
+    from transformers import CLIPVisionModel
+
+    work, workers = options.work, options.workers
+    pixels, tags, texts = _scenes(work, workers)
+    folder, recipe = family_parts(work).diffusion, diffusion.DiffusionRecipe()
     finished = work / "vae.finished"  # a run killed while it saved leaves a folder with some of the files
     if not finished.is_file():
-        autoencoder.train_autoencoder(autoencoder.AutoencoderRecipe(), pixels, folder / "vae")
+        held_out = torch.tensor(np.stack([render(index, split="val", side=160, seed=0)[0] for index in range(24)]))
+        tower = CLIPVisionModel.from_pretrained(family_parts(work).clip).eval().requires_grad_(False)
+        autoencoder.train_autoencoder(
+            autoencoder.AutoencoderRecipe(), pixels, folder / "vae", clip=tower, held_out=held_out
+        )
         finished.touch()
-    latents = experiments.scaled_latents(folder / "vae", pixels)
-    captions = [caption for caption, _ in texts]
-    diffusion.train_diffusion(diffusion.DiffusionRecipe(), latents, captions, folder)
+    diffusion_curve.train_and_measure(
+        recipe,
+        diffusion_curve.MeasureRecipe(),
+        work,
+        folder,
+        diffusion_quality.embedded_judge(work, family_parts(work), pixels, tags),
+        (pixels, tags, [caption for caption, _ in texts]),
+        held_out=experiments.HELD_OUT,
+        record=options.record.parent,
+        workers=workers,
+    )
     shown = [render(index, split="val", side=pixels.shape[-1], seed=0) for index in range(8)]
-    removed = write_samples(folder, torch.tensor(np.stack([one[0] for one in shown])), [one[2] for one in shown], work)
+    captions = [listed(one[2]) for one in shown]
+    removed = write_samples(folder, torch.tensor(np.stack([one[0] for one in shown])), captions, work)
     log.info("U-Net: share of the noise removed in one step: %s", removed)
 
 

@@ -10,40 +10,56 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from core.encoders.diffusion import DiffusionVisionModel
 from core.encoders.parts import empty_text_embedding
 from embedded.encoder_study.experiments import scaled_latents
 from embedded.recipes import autoencoder, diffusion
 from embedded.recipes.autoencoder import AutoencoderRecipe, as_input, encode_all, random_crops, train_autoencoder
+from embedded.recipes.denoising import denoise, load_diffusion, sample
 from embedded.recipes.diffusion import (
     DiffusionRecipe,
+    Latents,
     build_text_tokenizer,
-    denoise,
-    load_diffusion,
-    sample,
+    draw_times,
+    noise_weights,
+    pictures_seen,
+    sees_whole_scenes,
     text_ids,
     train_diffusion,
 )
-from embedded.recipes.fitting import Fit, fit, step_generator
-from embedded.scenes.pictures import training_scenes
+from embedded.recipes.fitting import Average, Fit, fit, step_generator
+from embedded.scenes.captions import listed, listing
+from embedded.scenes.pictures import listing_of_one, render_cutout, training_scenes
 from embedded.scenes.scenes import make_scene
 
-VAE = AutoencoderRecipe(channels=(8, 8, 16, 16), crop=32, batch=4, steps=8, whole_batch=2, whole_steps=2)
-UNET = DiffusionRecipe(
-    channels=(16, 16, 32, 32), heads=2, text_width=16, text_layers=1, text_length=40, vocabulary=400, batch=4, steps=6
+VAE = AutoencoderRecipe(
+    channels=(8, 8, 16, 16),
+    crop=32,
+    batch=4,
+    steps=8,
+    whole_batch=2,
+    whole_steps=2,
+    average=0.9,
+    second_steps=2,
+    decoder_steps=2,
 )
+UNET = DiffusionRecipe(
+    channels=(16, 16, 32, 32), heads=2, text_width=16, text_layers=1, text_length=40, vocabulary=400,
+    cutouts=6, cutout_side=32, cutout_batch=4, cutout_steps=3, batch=4, steps=6,
+)  # fmt: skip
 SCENES = [make_scene("train", number, size=(64, 64)) for number in range(6)]
 CAPTIONS = [scene.caption for scene in SCENES]
+CUTOUTS = [render_cutout(number, side=32, seed=2) for number in range(6)]
 
 
 @pytest.fixture(scope="module")
 def pixels():
-    from numpy import asarray, stack
-
-    return torch.from_numpy(stack([asarray(scene.image).transpose(2, 0, 1) for scene in SCENES]))
+    return torch.from_numpy(np.stack([np.asarray(scene.image).transpose(2, 0, 1) for scene in SCENES]))
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +67,17 @@ def directory(pixels, tmp_path_factory):
     """VAE and U-Net of a few steps, in diffusers' layout."""
     directory = tmp_path_factory.mktemp("ldm")
     vae = train_autoencoder(VAE, pixels, directory / "vae")
-    train_diffusion(UNET, encode_all(vae, pixels) * vae.config.scaling_factor, CAPTIONS, directory)
+    small = torch.from_numpy(np.stack([one[0] for one in CUTOUTS]))
+    scenes, cutouts = (encode_all(vae, some) * vae.config.scaling_factor for some in (pixels, small))
+    texts = [listing_of_one(tags) for _, tags in CUTOUTS]
+    train_diffusion(UNET, Latents(scenes, CAPTIONS), Latents(cutouts, texts), directory)
     return directory
 
 
 def test_scaled_latents_have_unit_deviation(directory, pixels):
     vae = load_diffusion(directory)[0]
     assert (encode_all(vae, pixels) * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=1e-3)
-    assert encode_all(vae, pixels).shape == (6, 4, 8, 8)
+    assert encode_all(vae, pixels).shape == (6, 16, 8, 8)
 
 
 DIES_WHILE_SAVING = """
@@ -68,7 +87,8 @@ from pathlib import Path
 import torch
 
 from embedded.encoder_study.experiments import scaled_latents
-from embedded.scenes.pictures import training_scenes
+from embedded.scenes.captions import listed, listing
+from embedded.scenes.pictures import listing_of_one, render_cutout, training_scenes
 
 work = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))  # bytes of a file
@@ -100,9 +120,9 @@ def test_what_a_run_died_saving_is_computed_again(directory, pixels, tmp_path):
 
 def test_training_the_autoencoder_lowers_its_error(pixels, tmp_path):
     few = train_autoencoder(replace(VAE, steps=2, whole_steps=1), pixels, tmp_path / "few" / "vae")
-    more = train_autoencoder(replace(VAE, steps=150, whole_steps=2, batch=8), pixels, tmp_path / "more" / "vae")
+    more = train_autoencoder(replace(VAE, steps=150, whole_steps=2, batch=8, average=0.5), pixels, tmp_path / "more" / "vae")
     error = [autoencoder.reconstruction_error(vae, pixels)["absolute_error"] for vae in (few, more)]
-    assert error[1] < 0.85 * error[0]
+    assert error[1] < 0.9 * error[0]
 
 
 def test_crops_are_parts_of_the_pictures(pixels):
@@ -111,6 +131,76 @@ def test_crops_are_parts_of_the_pictures(pixels):
     for number, crop in enumerate(crops):
         crop = crop.flip(-1) if number % 2 == 0 else crop
         assert (windows == crop).flatten(1).all(1).any()
+
+
+def test_a_cutout_is_a_part_of_its_scene_that_holds_the_whole_object():
+    for index, (pixels, tags) in enumerate(CUTOUTS):
+        scene = make_scene("train", index, size=(64, 64), seed=2, n_objects=1, scales=(0.24, 0.46))
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(scene.image).transpose(2, 0, 1), (3, 32, 32))[0]
+        ((top, left),) = np.argwhere((windows == pixels).all((2, 3, 4)))
+        x, y, width, height = scene.objects[0].box
+        assert left <= x and x + width <= left + 32 and top <= y and y + height <= top + 32
+        thing = scene.objects[0]
+        assert listing_of_one(tags) == listing([(thing.colour, thing.category)], scene.texture, scene.ground)
+
+
+def test_the_text_of_a_scene_lists_its_objects_and_background():
+    for scene in SCENES:
+        things = [(thing.colour, thing.category) for thing in scene.objects]
+        assert listed(scene.caption) == listing(things, scene.texture, scene.ground)
+        assert listed(scene.caption) in scene.caption
+
+
+def test_noise_steps_count_by_their_signal_and_high_ones_are_drawn_more_often():
+    from diffusers import DDIMScheduler
+
+    from core.encoders.diffusion_config import SD15_SCHEDULER
+
+    scheduler = DDIMScheduler(**SD15_SCHEDULER)
+    weights = noise_weights(scheduler, 5.0)
+    kept = scheduler.alphas_cumprod
+    assert (weights[kept / (1 - kept) <= 5] == 1).all() and weights.argmin() == 0
+    assert weights[0] == pytest.approx(5 * (1 - kept[0]) / kept[0])
+    times = draw_times(UNET, scheduler, 4000, torch.Generator().manual_seed(0))
+    assert times.min() >= 0 and times.max() <= 999
+    assert times.float().mean() == pytest.approx(999.5 / (1 + UNET.time_power), rel=0.03)
+
+
+def test_pictures_seen_are_counted_by_kind():
+    recipe = replace(UNET, cutout_steps=3, cutout_batch=4, batch=2, steps=9)
+    whole = [sees_whole_scenes(recipe, step) for step in range(9)]
+    assert not any(whole[:3]) and sum(whole) == 2
+    assert pictures_seen(recipe, 9) == {"cutouts": 7 * 4, "scenes": 2 * 2}
+
+
+def test_the_average_follows_the_weights():
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(module.weight, 1.0)
+    average, expected = Average(module, 0.5), 1.0
+    for step, value in enumerate((3.0, -2.0, 5.0), start=1):
+        torch.nn.init.constant_(module.weight, value)
+        average.follow(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert average.kept.weight.item() == pytest.approx(expected) and not average.kept.weight.requires_grad
+
+
+def test_the_last_fit_of_the_autoencoder_leaves_the_encoder_as_it_is(pixels, tmp_path):
+    tower = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=24, patch_size=12
+        )
+    )
+    made = [
+        train_autoencoder(replace(VAE, decoder_steps=steps), pixels, tmp_path / str(steps) / "vae", clip=tower)
+        for steps in (0, 3)
+    ]
+    for part in ("encoder", "quant_conv"):
+        pairs = zip(getattr(made[0], part).parameters(), getattr(made[1], part).parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+    assert not torch.equal(made[0].decoder.conv_in.weight, made[1].decoder.conv_in.weight)
+    assert made[0].config.scaling_factor == made[1].config.scaling_factor
+    assert sorted(path.name for path in (tmp_path / "3").iterdir()) == ["vae"]
 
 
 def test_diffusers_pipeline_runs_on_the_written_model(directory):

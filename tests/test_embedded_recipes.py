@@ -223,16 +223,21 @@ def test_one_command_trains_measures_and_does_not_repeat_what_is_finished(tmp_pa
 
 def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path, monkeypatch):
     """The whole of DiffLMM's side at a size of seconds: parts, both stages, what is shipped, the recorded losses."""
-    from embedded.encoder_study import experiments, probes, two_stages
+    from embedded.encoder_study import diffusion_curve, experiments, probes, two_stages
     from embedded.encoder_study.two_stages import StageRecipe
     from embedded.encoder_study.variants import TABLE5, TABLE6
     from embedded.encoder_study.word_swaps import WordSwaps
     from embedded.recipes import autoencoder, diffusion, dino, language_model
 
-    work, weights, losses = tmp_path / "work", tmp_path / "weights", tmp_path / "losses.json"
+    work, weights, losses = tmp_path / "work", tmp_path / "weights", tmp_path / "recorded" / "losses.json"
+    quick = probes.ProbeRecipe(scenes=8, steps=2, batch=4)
+    vae = {"channels": (8, 8, 8, 8), "batch": 2, "steps": 2, "whole_steps": 1, "second_steps": 1, "decoder_steps": 1}
+    unet = {"channels": (16, 16, 16, 16), "text_width": 16, "batch": 2, "steps": 2, "cutouts": 8, "cutout_steps": 1}
+    painted = {"curve_pictures": 2, "curve_steps": 2, "pictures": 2, "steps": 2}
     for module, name, changes in (
-        (autoencoder, "AutoencoderRecipe", {"channels": (8, 8, 8, 8), "steps": 2, "whole_steps": 1, "batch": 2}),
-        (diffusion, "DiffusionRecipe", {"channels": (16, 16, 16, 16), "text_width": 16, "steps": 2, "batch": 2}),
+        (autoencoder, "AutoencoderRecipe", vae),
+        (diffusion, "DiffusionRecipe", {**unet, "cutout_batch": 2}),
+        (diffusion_curve, "MeasureRecipe", {**painted, "probe": quick}),
         (dino, "DinoRecipe", {"steps": 2, "window_steps": 1, "batch": 2, "window_batch": 2, "layers": 1, "scenes": 16}),
         (language_model, "ReaderRecipe", {"width": 16, "layers": 1, "heads": 2, "mlp": 16, "steps": 2, "batch": 2}),
         (probes, "ProbeRecipe", {"scenes": 8, "steps": 2, "batch": 4}),
@@ -252,6 +257,8 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     assert stages == [{variant.name for variant in TABLE5 + TABLE6}, {variant.name for variant in TABLE5}]
     assert [row["variant"] for row in content["probes"]] == probes.probed_variants()
     assert (work / "samples.png").is_file()
+    assert json.loads((losses.parent / diffusion_curve.CURVE).read_text())[-1]["steps"] == 2
+    assert len(json.loads((losses.parent / diffusion_curve.QUALITY).read_text())["probes"]) == 20
     for name in ("llava_two_stages", "difflmm"):
         assert str(tmp_path) not in (weights / name / "config.json").read_text()
         generation = load_lmm(weights / name).generate(make_scene("val", 0).image, DESCRIBE, max_new_tokens=3)

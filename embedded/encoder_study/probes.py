@@ -101,26 +101,46 @@ def probe(
         For each kind of word, "mean_average_precision" over its words in the held-out scenes, and "chance", the mean
         share of scenes that have a word: what random scores get.
     """
-    mean, spread = features.float().mean((0, 1)), features.float().std((0, 1)).clamp(min=1e-6)
-    torch.manual_seed(recipe.seed)
-    head = nn.Linear(features.shape[-1], words.shape[-1])
+    return precisions(fit_probe(features, words, recipe, state=state)(held_out), wanted)
 
-    def scores(rows: Tensor) -> Tensor:
-        return torch.logsumexp(head((rows.float() - mean) / spread), dim=1) - log(rows.shape[1])
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe: called with features [n, k, c] it scores every word for every scene, [n, t]."""
+
+    head: nn.Linear
+    mean: Float[Tensor, " c"]
+    spread: Float[Tensor, " c"]
+
+    def __call__(self, rows: Float[Tensor, "n k c"]) -> Float[Tensor, "n t"]:
+        return torch.logsumexp(self.head((rows.float() - self.mean) / self.spread), dim=1) - log(rows.shape[1])
+
+
+def fit_probe(
+    features: Float[Tensor, "n k c"], words: Float[Tensor, "n t"], recipe: ProbeRecipe, *, state: Path
+) -> Probe:
+    """Trains a probe on features and the words of the scenes' captions."""
+    torch.manual_seed(recipe.seed)
+    spread = features.float().std((0, 1)).clamp(min=1e-6)
+    found = Probe(nn.Linear(features.shape[-1], words.shape[-1]), features.float().mean((0, 1)), spread)
 
     def loss(step: int) -> Tensor:
         chosen = torch.randint(len(features), (recipe.batch,), generator=step_generator(recipe.seed, step))
-        return binary_cross_entropy_with_logits(scores(features[chosen]), words[chosen])
+        return binary_cross_entropy_with_logits(found(features[chosen]), words[chosen])
 
     options = Fit(recipe.steps, recipe.learning_rate, weight_decay=0.01)
-    fit("probe", {"head": head}, loss, options, state=state, log_every=recipe.steps)
-    with torch.no_grad():
-        found = scores(held_out)
+    fit("probe", {"head": found.head}, loss, options, state=state, log_every=recipe.steps)
+    found.head.requires_grad_(False)
+    return found
+
+
+def precisions(found: Float[Tensor, "m t"], wanted: Float[Tensor, "m t"]) -> dict[str, dict[str, float]]:
+    """`probe`'s result for scores of held-out scenes."""
     result: dict[str, dict[str, float]] = {"mean_average_precision": {}, "chance": {}}
     for kind, names in WORDS.items():
         columns = [TAGS.index(name) for name in names if wanted[:, TAGS.index(name)].any()]
-        precisions = [average_precision(found[:, column], wanted[:, column]) for column in columns]
-        result["mean_average_precision"][kind] = round(sum(precisions) / len(precisions), 4)
+        each = [average_precision(found[:, column], wanted[:, column]) for column in columns]
+        result["mean_average_precision"][kind] = round(sum(each) / len(each), 4)
         result["chance"][kind] = round(wanted[:, columns].mean().item(), 4)
     return result
 

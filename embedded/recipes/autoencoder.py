@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from embedded.recipes.fitting import Fit, fit, step_generator
+from core.atomic import save_tensors
+from embedded.recipes.clip import encode_window
+from embedded.recipes.fitting import Average, Fit, fit, step_generator
+from embedded.scenes.pictures import MEAN, STD
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """Sizes in pixels and channels; most steps see crops, the last ones whole pictures."""
+    """Sizes in pixels and channels.
 
-    channels: tuple[int, ...] = (16, 32, 48, 64)  # four levels, so latents are an eighth of the picture as in SD
-    latent_channels: int = 4
-    crop: int = 80
-    batch: int = 16
-    steps: int = 2_000
-    whole_batch: int = 4
-    whole_steps: int = 200
+    Most steps see crops, the last `whole_steps` whole pictures; a second fit of whole pictures goes on from the
+    averaged weights with a schedule of its own, and weighs the squared error higher; a third trains the decoder alone,
+    with what the embedded CLIP makes of the picture as a further loss.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64, 96)  # four levels, so latents are an eighth of the picture as in SD
+    latent_channels: int = 16  # as SD-3 has; SD-1.5's four lose the glyphs
+    crop: int = 64
+    batch: int = 8
+    steps: int = 7_000
+    whole_batch: int = 2
+    whole_steps: int = 600
+    average: float = 0.998  # decay of the weights' moving average, which is what is kept
     learning_rate: float = 2e-3
-    kl_weight: float = 1e-6  # per value, against the mean absolute error per pixel value
+    squared_weight: float = 5.0  # of the mean squared error, against the mean absolute one
+    second_steps: int = 900
+    second_learning_rate: float = 1e-3
+    second_squared_weight: float = 20.0
+    decoder_steps: int = 500
+    decoder_learning_rate: float = 1e-3
+    clip_weight: float = 0.1  # of the squared error of CLIP's features, as a share of their variance
+    kl_weight: float = 1e-3  # of the mean divergence per latent value
     seed: int = 0
 
 
@@ -47,29 +66,113 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> Any:
     )
 
 
-def train_autoencoder(recipe: AutoencoderRecipe, pixels: UInt8[Tensor, "b 3 H W"], output: Path) -> Any:
-    """Trains the VAE, sets its `scaling_factor` to one over the latents' standard deviation, writes it to `output`."""
+def train_autoencoder(
+    recipe: AutoencoderRecipe,
+    pixels: UInt8[Tensor, "b 3 H W"],
+    output: Path,
+    *,
+    clip: nn.Module | None = None,
+    held_out: UInt8[Tensor, "n 3 H W"] | None = None,
+    every: int = 500,
+) -> Any:
+    """Trains the VAE, sets its `scaling_factor` to one over the latents' standard deviation, writes it to `output`.
+
+    What is written is the moving average of the weights; its error on `held_out` is logged all `every` steps.
+
+    Args:
+        clip: the frozen `CLIPVisionModel` whose features the decoder's last fit keeps.
+    """
+    state, watch = output.with_name("vae_state.tmp.pt"), partial(_log_error, held_out, every)
+    crops = recipe.steps - recipe.whole_steps
+    loss = partial(_loss, recipe, pixels, weight=recipe.squared_weight, crops=crops, seed=recipe.seed)
+    again = partial(_loss, recipe, pixels, weight=recipe.second_squared_weight, crops=0, seed=recipe.seed + 1)
+    fits = (
+        (loss, recipe.steps, recipe.learning_rate),
+        (again, recipe.second_steps, recipe.second_learning_rate),
+        (partial(_decoder_loss, recipe, pixels, clip), recipe.decoder_steps, recipe.decoder_learning_rate),
+    )
     vae = build_autoencoder(recipe)
-
-    def loss(step: int) -> Tensor:
-        generator = step_generator(recipe.seed, step)
-        whole = step >= recipe.steps - recipe.whole_steps
-        batch, side = (recipe.whole_batch, pixels.shape[-1]) if whole else (recipe.batch, recipe.crop)
-        pictures = random_crops(pixels, batch, side, generator)
-        posterior = vae.encode(pictures).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        painted = vae.decode(posterior.mean + posterior.std * noise).sample
-        divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
-        return (painted - pictures).abs().mean() + recipe.kl_weight * divergence.float().sum() / len(pictures)
-
-    options = Fit(recipe.steps, recipe.learning_rate, weight_decay=0.0, betas=(0.9, 0.99), mixed=True)
-    fit("VAE", {"vae": vae}, loss, options, state=output.with_name("vae_state.tmp.pt"))
-    vae.eval()
+    for number, (objective, steps, learning_rate) in enumerate(fits):
+        done = output.with_name(f"vae_fit{number}.tmp.pt")
+        if done.is_file():
+            vae.load_state_dict(torch.load(done, weights_only=True))
+            continue
+        vae.requires_grad_(True).train()
+        vae.encoder.requires_grad_(objective is not fits[-1][0])
+        vae.quant_conv.requires_grad_(objective is not fits[-1][0])
+        options = Fit(steps, learning_rate, weight_decay=0.0, betas=(0.9, 0.99), mixed=True)
+        vae = _fit_average(vae, objective, options, recipe.average, state, watch)
+        save_tensors(vae.state_dict(), done)
     deviation = encode_all(vae, pixels[:512]).std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
     vae.save_pretrained(output)
+    for done in output.parent.glob("vae_fit*.tmp.pt"):
+        done.unlink()
     log.info("VAE: scaling factor %.4f", vae.config.scaling_factor)
     return vae
+
+
+def _loss(
+    recipe: AutoencoderRecipe, pixels: Tensor, vae: Any, step: int, *, weight: float, crops: int, seed: int
+) -> Tensor:
+    """The loss of one step: of crops in the first `crops` steps, of whole pictures after."""
+    generator = step_generator(seed, step)
+    batch, side = (recipe.batch, recipe.crop) if step < crops else (recipe.whole_batch, pixels.shape[-1])
+    pictures = random_crops(pixels, batch, side, generator)
+    posterior = vae.encode(pictures).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    error = (vae.decode(posterior.mean + posterior.std * noise).sample - pictures).float()
+    divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
+    return error.abs().mean() + weight * error.square().mean() + recipe.kl_weight * divergence.float().mean()
+
+
+def _decoder_loss(recipe: AutoencoderRecipe, pixels: Tensor, clip: nn.Module | None, vae: Any, step: int) -> Tensor:
+    """The loss of one step with the encoder as it is."""
+    generator = step_generator(recipe.seed + 2, step)
+    pictures = random_crops(pixels, recipe.whole_batch, pixels.shape[-1], generator)
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mean
+    painted = vae.decode(latents).sample.float()
+    error = painted - pictures
+    value = error.abs().mean() + recipe.second_squared_weight * error.square().mean()
+    if clip is None:
+        return value
+    wanted, found = clip_features(clip, pictures), clip_features(clip, painted)
+    return value + recipe.clip_weight * (found - wanted).square().mean() / wanted.var()
+
+
+def clip_features(clip: nn.Module, pictures: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k c"]:
+    """Patch features of pictures in [-1, 1], resized to what CLIP takes."""
+    side = clip.config.image_size
+    sized = interpolate(pictures / 2 + 0.5, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+    mean, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return encode_window(clip, (sized - mean) / spread, 0, 0).float()
+
+
+def _fit_average(
+    vae: Any,
+    loss: Callable[[Any, int], Tensor],
+    options: Fit,
+    decay: float,
+    state: Path,
+    watch: Callable[[Any, int], None],
+) -> Any:
+    """Fits the VAE; returns the moving average of its weights."""
+    average = Average(vae, decay)
+
+    def follow(step: int, value: float) -> None:
+        average.follow(step)
+        watch(average.kept, step)
+
+    modules = {"vae": vae, "average": average.kept}
+    learnt = [weight for weight in vae.parameters() if weight.requires_grad]
+    fit("VAE", modules, partial(loss, vae), options, state=state, parameters=learnt, after=follow)
+    return average.kept
+
+
+def _log_error(held_out: Tensor | None, every: int, vae: Any, step: int) -> None:
+    if held_out is not None and step % every == 0:
+        log.info("VAE: step %d, held-out scenes %s", step, reconstruction_error(vae, held_out))
 
 
 def random_crops(
@@ -90,11 +193,13 @@ def as_input(pixels: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
 
 
 @torch.no_grad()
-def encode_all(vae: Any, pixels: UInt8[Tensor, "b 3 H W"], *, batch: int = 16) -> Float[Tensor, "b c h w"]:
-    """The posterior's means of all pictures, not scaled, float32."""
-    return torch.cat(
-        [vae.encode(as_input(pixels[i : i + batch])).latent_dist.mean for i in range(0, len(pixels), batch)]
-    )
+def encode_all(
+    vae: Any, pixels: UInt8[Tensor, "b 3 H W"], *, batch: int = 16, mixed: bool = False
+) -> Float[Tensor, "b c h w"]:
+    """The posterior's means of all pictures, not scaled, float32; `mixed` computes in bfloat16 where autocast does."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        means = [vae.encode(as_input(pixels[i : i + batch])).latent_dist.mean for i in range(0, len(pixels), batch)]
+    return torch.cat(means).float()
 
 
 @torch.no_grad()

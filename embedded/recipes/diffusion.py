@@ -1,25 +1,26 @@
 """Recipe of the embedded latent diffusion model: a text-conditioned U-Net of SD's shape over the VAE's latents.
 
-The noise prediction of latent diffusion models, with SD-1.5's noise schedule; the text encoder is trained along. One
-caption in ten is left out, so that the empty text means "any scene" (classifier-free guidance, and the conditioning of
-DiffLMM's variants without an implicit captioner).
+The noise prediction of latent diffusion models, with SD-1.5's noise schedule; the text encoder is trained along. It
+starts with small pictures of one object, which are cheap and show every shape often, and goes on with whole scenes
+between them. The captions are the lists of objects that open the scenes' descriptions. Some are left out, so that the
+empty text means "any scene" (classifier-free guidance, and the conditioning of DiffLMM's variants without an implicit
+captioner).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from embedded.recipes.fitting import Fit, fit, step_generator
+from embedded.recipes.fitting import Average, Fit, fit, step_generator
 
 log = logging.getLogger(__name__)
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -27,19 +28,30 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
-    """Sizes in channels and tokens, steps in optimiser steps."""
+    """Sizes in channels and tokens, steps in optimiser steps.
 
-    channels: tuple[int, ...] = (32, 64, 128, 128)
+    The first `cutout_steps` see small pictures of one object; of those that follow, every third one sees whole scenes.
+    """
+
+    channels: tuple[int, ...] = (64, 96, 128, 128)
     heads: int = 4
     text_width: int = 128
     text_layers: int = 2
-    text_length: int = 77
+    text_length: int = 32
     vocabulary: int = 512
-    dropped: float = 0.1  # share of captions that are left out
+    dropped: float = 0.2  # share of captions that are left out
     average: float = 0.998  # decay of the weights' moving average, which is what is kept
-    batch: int = 32
-    steps: int = 1_500
+    cutouts: int = 24_000
+    cutout_side: int = 64  # pixels
+    cutout_batch: int = 32
+    cutout_steps: int = 1_600
+    scenes: int = 6_000
+    batch: int = 8
+    steps: int = 3_400
     learning_rate: float = 1e-3
+    time_power: float = 0.7  # noise steps are drawn as this power of a uniform number: under 1, high ones more often
+    signal_limits: tuple[float, float] = (5.0, 1.0)  # signal-to-noise ratio above which a noise step counts for less
+    limited_from: int = 1_000  # step from which on the second limit holds, so that shapes count more than textures
     seed: int = 0
 
 
@@ -69,7 +81,9 @@ def build_text_tokenizer(texts: Sequence[str], recipe: DiffusionRecipe) -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=recipe.text_length)
 
 
-def build_diffusion(recipe: DiffusionRecipe, tokenizer: Any, *, sample_size: int) -> tuple[Any, Any, Any]:
+def build_diffusion(
+    recipe: DiffusionRecipe, tokenizer: Any, *, sample_size: int, latent_channels: int
+) -> tuple[Any, Any, Any]:
     """(U-Net, text encoder, scheduler) of the recipe's size with random weights."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -79,6 +93,8 @@ def build_diffusion(recipe: DiffusionRecipe, tokenizer: Any, *, sample_size: int
     torch.manual_seed(recipe.seed)
     unet = UNet2DConditionModel(
         sample_size=sample_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=list(recipe.channels),
         norm_num_groups=16,
         cross_attention_dim=recipe.text_width,
@@ -109,93 +125,92 @@ def text_ids(tokenizer: Any, texts: Sequence[str]) -> Int[Tensor, "b s"]:
     ).input_ids
 
 
+class Latents(NamedTuple):
+    """Pictures to train on: scaled latents and their captions."""
+
+    latents: Float[Tensor, "n c h w"]
+    captions: Sequence[str]
+
+
 def train_diffusion(
-    recipe: DiffusionRecipe, latents: Float[Tensor, "b c h w"], captions: Sequence[str], output: Path
+    recipe: DiffusionRecipe,
+    scenes: Latents,
+    cutouts: Latents,
+    output: Path,
+    *,
+    measure: Callable[[int, Mapping[str, Any]], None] | None = None,
 ) -> None:
     """Trains U-Net and text encoder on scaled latents and writes them, in diffusers' layout, to `output`.
 
     What is written is the moving average of the weights. The VAE stands in `output` already.
+
+    Args:
+        measure: called after every step with the number of finished steps and the averaged "unet" and "text_encoder",
+            the "scheduler" and the "tokenizer".
     """
-    tokenizer = build_text_tokenizer(captions[:4000], recipe)
-    unet, text_encoder, scheduler = build_diffusion(recipe, tokenizer, sample_size=latents.shape[-1])
-    ids, empty = text_ids(tokenizer, captions), text_ids(tokenizer, [""])[0]
-    learnt = nn.ModuleDict({"unet": unet, "text": text_encoder})
-    average = deepcopy(learnt).requires_grad_(False)
+    tokenizer = build_text_tokenizer([*scenes.captions[:4000], *cutouts.captions[:4000]], recipe)
+    unet, text_encoder, scheduler = build_diffusion(
+        recipe, tokenizer, sample_size=scenes.latents.shape[-1], latent_channels=scenes.latents.shape[1]
+    )
+    learnt = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    average = Average(learnt, recipe.average)
+    sources = {"scenes": (scenes.latents, text_ids(tokenizer, scenes.captions), recipe.batch),
+               "cutouts": (cutouts.latents, text_ids(tokenizer, cutouts.captions), recipe.cutout_batch)}  # fmt: skip
+    empty = text_ids(tokenizer, [""])[0]
 
     def loss(step: int) -> Tensor:
+        whole = sees_whole_scenes(recipe, step)
+        latents, ids, batch = sources["scenes" if whole else "cutouts"]
         generator = step_generator(recipe.seed, step)
-        chosen = torch.randint(len(latents), (recipe.batch,), generator=generator)
-        noise = torch.randn(recipe.batch, *latents.shape[1:], generator=generator)
-        times = torch.randint(scheduler.config.num_train_timesteps, (recipe.batch,), generator=generator)
-        dropped = torch.rand(recipe.batch, generator=generator) < recipe.dropped
+        chosen = torch.randint(len(latents), (batch,), generator=generator)
+        noise = torch.randn(batch, *latents.shape[1:], generator=generator)
+        times = draw_times(recipe, scheduler, batch, generator)
+        dropped = torch.rand(batch, generator=generator) < recipe.dropped
         said = torch.where(dropped[:, None], empty, ids[chosen])
         noisy = scheduler.add_noise(latents[chosen].float(), noise, times)
-        words = text_encoder(said).last_hidden_state
-        return (unet(noisy, times, encoder_hidden_states=words).sample - noise).square().mean()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=whole):  # slower than float32 on few cells
+            words = text_encoder(said).last_hidden_state
+            predicted = unet(noisy, times, encoder_hidden_states=words).sample
+        fault = (predicted.float() - noise).square().mean((1, 2, 3))
+        return (fault * noise_weights(scheduler, recipe.signal_limits[step >= recipe.limited_from])[times]).mean()
 
     def follow(step: int, value: float) -> None:
-        decay = min(recipe.average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for kept, weight in zip(average.parameters(), learnt.parameters(), strict=True):
-                kept.lerp_(weight, 1 - decay)
+        average.follow(step)
+        if measure is not None:
+            measure(step, {**dict(average.kept.items()), "scheduler": scheduler, "tokenizer": tokenizer})
 
     options = Fit(recipe.steps, recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
-    modules = {"learnt": learnt, "average": average}
+    modules = {"learnt": learnt, "average": average.kept}
     parameters = list(learnt.parameters())
     fit("U-Net", modules, loss, options, state=output / "state.tmp.pt", parameters=parameters, after=follow)
-    average["unet"].eval().save_pretrained(output / "unet")
-    average["text"].eval().save_pretrained(output / "text_encoder")
+    average.kept["unet"].save_pretrained(output / "unet")
+    average.kept["text_encoder"].save_pretrained(output / "text_encoder")
     scheduler.save_pretrained(output / "scheduler")
     tokenizer.save_pretrained(output / "tokenizer")
 
 
-@torch.no_grad()
-def sample(
-    directory: Path, texts: Sequence[str], *, steps: int = 50, guidance: float = 3.0, seed: int = 0
-) -> Float[Tensor, "b 3 H W"]:
-    """Pictures in 0..1 that the latent diffusion model in `directory` paints for texts, from pure noise (DDIM)."""
-    vae, unet, scheduler, tokenizer, text_encoder = load_diffusion(directory)
-    words = text_encoder(text_ids(tokenizer, [*texts, *[""] * len(texts)])).last_hidden_state
-    side = unet.config.sample_size
-    shape = (len(texts), unet.config.in_channels, side, side)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    scheduler.set_timesteps(steps)
-    for time in scheduler.timesteps:
-        noise = unet(torch.cat([latents, latents]), time, encoder_hidden_states=words).sample
-        with_text, without = noise.chunk(2)
-        latents = scheduler.step(without + guidance * (with_text - without), time, latents).prev_sample
-    return decode(vae, latents)
+def sees_whole_scenes(recipe: DiffusionRecipe, step: int) -> bool:
+    """Whether a step sees whole scenes rather than cutouts."""
+    return step >= recipe.cutout_steps and step % 3 == 0
 
 
-@torch.no_grad()
-def denoise(
-    directory: Path, clean: Float[Tensor, "b c h w"], texts: Sequence[str], *, noise_step: int, seed: int = 0
-) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-    """Scaled latents with the noise of `noise_step`, and the clean latents that one U-Net step predicts from them."""
-    _, unet, scheduler, tokenizer, text_encoder = load_diffusion(directory)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    noisy = scheduler.add_noise(clean, noise, torch.tensor([noise_step]))
-    words = text_encoder(text_ids(tokenizer, texts)).last_hidden_state
-    predicted = unet(noisy, noise_step, encoder_hidden_states=words).sample
-    kept = scheduler.alphas_cumprod[noise_step]
-    return noisy, (noisy - (1 - kept).sqrt() * predicted) / kept.sqrt()
+def pictures_seen(recipe: DiffusionRecipe, steps: int) -> dict[str, int]:
+    """How many cutouts and whole scenes were drawn in the first steps."""
+    whole = sum(sees_whole_scenes(recipe, step) for step in range(steps))
+    return {"cutouts": (steps - whole) * recipe.cutout_batch, "scenes": whole * recipe.batch}
 
 
-@torch.no_grad()
-def decode(vae: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-    """Pictures in 0..1 of scaled latents."""
-    return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+def draw_times(recipe: DiffusionRecipe, scheduler: Any, number: int, generator: torch.Generator) -> Int[Tensor, " b"]:
+    """Noise steps to train at."""
+    count = scheduler.config.num_train_timesteps
+    return (count * torch.rand(number, generator=generator) ** recipe.time_power).long().clamp(max=count - 1)
 
 
-def load_diffusion(directory: Path) -> tuple[Any, Any, Any, Any, Any]:
-    """(VAE, U-Net, scheduler, tokenizer, text encoder) of a model in diffusers' layout, in eval mode."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+def noise_weights(scheduler: Any, limit: float) -> Float[Tensor, " t"]:
+    """Weight of the squared error of the noise at every noise step: min(SNR, limit) / SNR.
 
-    return (
-        AutoencoderKL.from_pretrained(directory / "vae").eval(),
-        UNet2DConditionModel.from_pretrained(directory / "unet").eval(),
-        DDIMScheduler.from_pretrained(directory / "scheduler"),
-        CLIPTokenizer.from_pretrained(directory / "tokenizer"),
-        CLIPTextModel.from_pretrained(directory / "text_encoder").eval(),
-    )
+    Source: Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, ICCV 2023, section 3.4.
+    """
+    kept = scheduler.alphas_cumprod
+    ratio = kept / (1 - kept)
+    return ratio.clamp(max=limit) / ratio

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from embedded.recipes.autoencoder import encode_all
-from embedded.recipes.diffusion import decode, denoise, load_diffusion, sample
+from embedded.recipes.denoising import decode, denoise, load_diffusion, sample
 
 NOISE_STEPS = (100, 300, 600)
 

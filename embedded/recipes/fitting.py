@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,24 @@ def warm_cosine(step: int, *, steps: int, warmup: float = 0.05) -> float:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+class Average:
+    """Moving average of a module's weights; the first steps count for less, so that the random start is soon gone.
+
+    Fields:
+        kept: a copy of the module with the averaged weights.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module, self.decay = module, decay
+        self.kept = deepcopy(module).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def follow(self, steps: int) -> None:
+        """Takes in the weights after `steps` finished steps."""
+        share = 1 - min(self.decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(list(self.kept.parameters()), list(self.module.parameters()), share)
 
 
 def fit(

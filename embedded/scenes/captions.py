@@ -82,6 +82,17 @@ def spoken(texts: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> list[str]:
     ]
 
 
+def listed(caption: str) -> str:
+    """What a description's first sentence lists: "a red star and a blue moon on a plain gray background"."""
+    return caption.split(".")[0].removeprefix("The image features ").removeprefix("The image shows ")
+
+
+def listing(mentions: Sequence[tuple[str, str]], texture: str, ground: str) -> str:
+    """The same text from (colour, category) of the objects and the background's words."""
+    names = _join([_article(f"{colour} {category}") for colour, category in mentions])
+    return f"{names} on {_article(f'{texture} {ground} background')}"
+
+
 def mention(thing: SceneObject) -> str:
     """An object's first mention in a description: "an orange anchor"."""
     return _article(f"{thing.colour} {thing.category}")

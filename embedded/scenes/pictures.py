@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from core.atomic import save_tensors
 from core.images import pad_to_square
+from embedded.scenes.captions import listing
 from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.scenes import COLOURS, GROUNDS, TEXTURES, Scene, make_scene
 
@@ -46,6 +47,14 @@ def tag_numbers(scene: Scene) -> list[int]:
     return sorted(TAGS.index(word) for word in words | {scene.texture, scene.ground})
 
 
+def listing_of_one(tags: Sequence[int]) -> str:
+    """The text of a picture of one object from its tag numbers: "a red star on a plain gray background"."""
+    words = [TAGS[number] for number in tags]
+    colour, category = next(word for word in words if word in PAIRS).split(" ")
+    texture, ground = (next(word for word in words if word in kind) for kind in (TEXTURES, GROUNDS))
+    return listing([(colour, category)], texture, ground)
+
+
 def multi_hot(numbers: Sequence[Sequence[int]]) -> Tensor:
     """Float32 [b, TAGS]."""
     out = torch.zeros(len(numbers), len(TAGS))
@@ -65,6 +74,36 @@ def render_one_object(index: int, *, side: int, seed: int) -> tuple[np.ndarray, 
     """A small picture that one object fills to one half or more, as (uint8 [3, side, side], tag numbers)."""
     scene = make_scene("train", index, size=(side, side), seed=seed, n_objects=1, scales=(0.45, 0.95))
     return np.asarray(scene.image).transpose(2, 0, 1), tag_numbers(scene)
+
+
+def render_cutout(index: int, *, side: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """A square cut from around a scene's only object, as (uint8 [3, side, side], tag numbers).
+
+    The scene has twice the side, so that object and texture are as large in pixels as in whole training scenes of 160
+    px where `side` is 64.
+    """
+    scene = make_scene("train", index, size=(2 * side, 2 * side), seed=seed, n_objects=1, scales=(0.24, 0.46))
+    rng = np.random.default_rng([seed, index])
+    left, top, width, height = scene.objects[0].box
+    corner = [
+        int(np.clip(rng.integers(min(start + extent - side, start), start + 1), 0, side))
+        for start, extent in ((int(top), int(height)), (int(left), int(width)))
+    ]
+    pixels = np.asarray(scene.image)[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
+    return pixels.transpose(2, 0, 1), tag_numbers(scene)
+
+
+def cutouts(number: int, *, side: int, seed: int, cache: Path, workers: int = 1) -> tuple[Tensor, list[list[int]]]:
+    """`number` cutouts of `render_cutout`, kept in the file `cache`: pixels uint8 [b, 3, side, side], tag numbers."""
+    key = {"number": number, "side": side, "seed": seed}
+    if cache.is_file():
+        stored = torch.load(cache, weights_only=True, mmap=True)
+        if stored["key"] == key:
+            return stored["pixels"], stored["tags"]
+    rendered = render_many(partial(render_cutout, side=side, seed=seed), range(number), workers=workers)
+    pixels, tags = torch.stack([torch.from_numpy(item[0].copy()) for item in rendered]), [item[1] for item in rendered]
+    save_tensors({"key": key, "pixels": pixels, "tags": tags}, cache)
+    return pixels, tags
 
 
 def training_scenes(number: int, *, side: int, seed: int, cache: Path, workers: int = 1) -> tuple[Tensor, list, list]:
