@@ -67,10 +67,10 @@ def described_scenes(
 def count_scene(described: Described) -> Counter[str]:
     """What `measure_llava` sums over scenes: counts, and sums over phrases.
 
-    `said`, `true`, `right`: (colour, category) pairs of the answer, of the scene, of both; `exact`: 1 where they are the
-    same; `places`, `places_right`; `phrases` whose head noun is a category that stands in the scene; of their points
-    `hits` on it with equation 3, `raw_hits` without; `first`, `first_hits`: phrases that name their category for the
-    first time; `area`: of their categories, as shares of the picture; `iou`: of their masks, where there are masks.
+    `said`, `true`, `right`: (colour, category) pairs of the answer, of the scene, of both; `exact`: 1 where they are
+    the same; `places`, `places_right`; `phrases` whose head noun is a category that stands in the scene; of their
+    points `hits` on it with equation 3, `raw_hits` without; `first`, `first_hits`: phrases that name their category for
+    the first time; `area`: of their categories, as shares of the picture; `iou`: of their masks, where there are masks.
     """
     scene, text = described.scene, described.generation.text
     said, true = set(_PAIR.findall(text)), {(thing.colour, thing.category) for thing in scene.objects}

@@ -3,10 +3,10 @@
 The parts in the order of `PARTS`: the CLIP vision encoder and the default LLaVA on top of it, SAM, the spaCy pipeline;
 the self-supervised DINO, the latent diffusion model, the language model; from these the shipped DiffLMM with the LLaVA
 of the same two stages, and all encoder variants of Tables 5 and 6 (stage 1 with every seed; stage 2 of Table 5's with
-the first), whose losses are recorded; last, two LLaVAs that answer at length, one of them with the picture before all else,
-whose answers on held-out scenes are recorded for the paper's claims. Each part can be run alone once those it needs are finished. Which are finished
-is noted in the working directory, and the trainings keep states in between: a killed command goes on. At the end the
-shipped models are measured on held-out scenes and their cards written.
+the first), whose losses are recorded. Last, two LLaVAs that answer at length, one with the picture before all else,
+whose answers on held-out scenes are recorded for the paper's claims. Each part can be run alone once those it needs are
+finished. Which are finished is noted in the working directory, and the trainings keep states in between: a killed
+command goes on. At the end the shipped models are measured on held-out scenes and their cards written.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ are told: visual attention sink in large multimodal models".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def cell_at(point: tuple[float, float], view: View) -> int:
     return int(view.index[row, column])
 
 
-def _row_column(x, y, view: View) -> tuple[np.ndarray, np.ndarray]:
+def _row_column(x: Any, y: Any, view: View) -> tuple[Any, Any]:
     h, w = view.index.shape
     x0, y0, x1, y1 = view.box
     rows, columns = (np.asarray(y) - y0) / (y1 - y0) * h, (np.asarray(x) - x0) / (x1 - x0) * w

@@ -3,8 +3,8 @@
 Text is the only supervision: next-token cross-entropy on the answers' tokens. No mask, box or point is seen.
 
 Two further recipes, `LONG` and `LONG_PICTURE_FIRST`, learn descriptions as long as LLaVA's. In the second one nothing
-stands before the picture, no word and no "<s>", and nothing between it and the description, so that attention which
-has nothing to look for finds no word to rest on until the answer has some: with softmax it has to rest on visual tokens.
+stands before the picture, no word and no "<s>", and nothing between it and the description. Attention that has nothing
+to look for then finds no word to rest on, but for those of the answer: with softmax it has to rest on visual tokens.
 
 Source: the picture comes first as in PaliGemma (Beyer et al. 2024); of the words that idle attention rests on, Xiao et
 al. 2023, "Efficient streaming language models with attention sinks"; of such visual tokens, Darcet et al. 2023,
@@ -153,8 +153,10 @@ def conversation(
     return tokenize(tuple(chosen), tokenizer, template=CHAT_TEMPLATE, visual_tokens=visual_tokens)
 
 
-def sample(recipe: LmmRecipe, tokenizer, text: tuple, visual_tokens: int, rng: np.random.Generator, described: bool):
-    """One training sample, `Tokens`, of a scene's (caption, questions): its description if `described`, or questions."""
+def sample(
+    recipe: LmmRecipe, tokenizer, text: tuple, visual_tokens: int, rng: np.random.Generator, *, described: bool
+) -> Tokens:
+    """One training sample of a scene's (caption, questions): its description if `described`, or questions."""
     caption, turns = text
     if not recipe.long_answers:
         return conversation(tokenizer, caption, turns, visual_tokens, rng, described=described)
@@ -199,7 +201,9 @@ def _fit(model, tokenizer, features: Tensor, texts: list, recipe: LmmRecipe, out
         rng = np.random.default_rng([recipe.seed, step])
         chosen = rng.integers(len(texts), size=recipe.batch)
         described = rng.random() < 0.75  # one kind a batch, so that little is padded
-        batch = [sample(recipe, tokenizer, texts[number], features.shape[1], rng, described) for number in chosen]
+        batch = [
+            sample(recipe, tokenizer, texts[number], features.shape[1], rng, described=described) for number in chosen
+        ]
         return answer_loss(model, batch, features[torch.from_numpy(chosen)].float())
 
     model.train()

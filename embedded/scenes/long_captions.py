@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def _relations(rng: np.random.Generator, objects: Sequence[SceneObject]) -> list
 
 def _sizes(rng: np.random.Generator, objects: Sequence[SceneObject]) -> list[str]:
     told = []
-    for first, second in zip(objects, objects[1:], strict=False):
+    for first, second in pairwise(objects):
         if rng.random() < 0.5:
             first, second = second, first
         if abs(first.scale - second.scale) > 0.04:
