@@ -55,8 +55,8 @@ class LmmRecipe:
     picture_first: bool = False
 
 
-LONG = LmmRecipe(long_answers=True, steps=1_100)
-LONG_PICTURE_FIRST = LmmRecipe(long_answers=True, picture_first=True, steps=1_100)
+LONG = LmmRecipe(long_answers=True, steps=900)
+LONG_PICTURE_FIRST = LmmRecipe(long_answers=True, picture_first=True, steps=900)
 
 
 def llama_config(recipe: Any, tokenizer: Any) -> Any:
