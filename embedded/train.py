@@ -137,6 +137,11 @@ def _ship(options: argparse.Namespace) -> None:
         experiments.ship(model, options.output / folder)
 
 
+def _second_stage(work: Path, data: TrainingData, variant: str) -> Path:
+    start, output = (experiments.run_folder(work, variant, 0, stage) for stage in (1, 2))
+    return run_stage(variant, data, output, two_stages.STAGE2, seed=0, start=start)
+
+
 def _train_long(options: argparse.Namespace) -> None:
     """The LLaVAs that answer at length, seed 0, measured on held-out scenes; the record of the claims gets both."""
     from core.phrases import load_nlp
@@ -149,11 +154,6 @@ def _train_long(options: argparse.Namespace) -> None:
         if not (folder / "model.safetensors").is_file():
             llava.train(recipe, options.work / "vision", folder, scenes=scenes)
         add_model(name, recipe.seed, measure_model(folder, nlp, settings, prompt=prompt), settings, file=options.claims)
-
-
-def _second_stage(work: Path, data: TrainingData, variant: str) -> Path:
-    start, output = (experiments.run_folder(work, variant, 0, stage) for stage in (1, 2))
-    return run_stage(variant, data, output, two_stages.STAGE2, seed=0, start=start)
 
 
 def _parser() -> argparse.ArgumentParser:
