@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from core.generation import Generation
 from core.lmm import LMM
 from core.masks import Segmenter
 from core.pipeline import Grounding, ground
@@ -19,6 +22,62 @@ from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.scenes import COLOURS, Scene, make_scene
 
 _PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(CATEGORIES)})\b")
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """A held-out scene, what a model said of it, and that answer's phrases with equation 3 and without (`plain`)."""
+
+    scene: Scene
+    generation: Generation
+    grounded: Grounding
+    plain: Grounding
+
+
+def described_scenes(
+    lmm: LMM,
+    segmenter: Segmenter | None,
+    nlp: Any,
+    *,
+    scenes: int,
+    seed: int = 0,
+    prompt: str = DESCRIBE,
+    max_new_tokens: int = 160,
+    batch: int = 1,
+) -> Iterator[Described]:
+    """The first `scenes` scenes of the split `test`, described and grounded one after the other.
+
+    Args:
+        segmenter: None stops at the points.
+        prompt: that asks for a description.
+        batch: scenes that are answered together.
+    """
+    with tqdm(total=scenes, desc="measuring LLaVA", mininterval=5) as progress:
+        for start in range(0, scenes, batch):
+            drawn = [make_scene("test", index, seed=seed) for index in range(start, min(start + batch, scenes))]
+            pictures = [scene.image for scene in drawn] if batch > 1 else drawn[0].image
+            generations = lmm.generate(pictures, prompt, max_new_tokens=max_new_tokens)
+            for scene, generation in zip(drawn, generations if batch > 1 else [generations], strict=True):
+                grounded = ground(generation, scene.image, segmenter=segmenter, nlp=nlp)
+                plain = ground(generation, scene.image, segmenter=None, nlp=nlp, normalization="none")
+                yield Described(scene, generation, grounded, plain)
+                progress.update()
+
+
+def count_scene(described: Described) -> Counter[str]:
+    """What `measure_llava` sums over scenes: counts, and sums over phrases.
+
+    `said`, `true`, `right`: (colour, category) pairs of the answer, of the scene, of both; `exact`: 1 where they are
+    the same; `places`, `places_right`; `phrases` whose head noun is a category that stands in the scene; of their
+    points `hits` on it with equation 3, `raw_hits` without; `first`, `first_hits`: phrases that name their category for
+    the first time; `area`: of their categories, as shares of the picture; `iou`: of their masks, where there are masks.
+    """
+    scene, text = described.scene, described.generation.text
+    said, true = set(_PAIR.findall(text)), {(thing.colour, thing.category) for thing in scene.objects}
+    counts = Counter(said=len(said), true=len(true), right=len(said & true), exact=int(said == true))
+    counts.update(_places(scene, text))
+    counts.update(_score(described))
+    return counts
 
 
 def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed: int = 0) -> dict[str, float | int]:
@@ -33,15 +92,8 @@ def measure_llava(lmm: LMM, segmenter: Segmenter, nlp: Any, *, scenes: int, seed
     Phrases are those whose head noun is a category that stands in the scene.
     """
     tally: Counter[str] = Counter()
-    for index in tqdm(range(scenes), desc="measuring LLaVA", mininterval=5):
-        scene = make_scene("test", index, seed=seed)
-        generation = lmm.generate(scene.image, DESCRIBE, max_new_tokens=160)
-        said, true = set(_PAIR.findall(generation.text)), {(thing.colour, thing.category) for thing in scene.objects}
-        tally.update(said=len(said), true=len(true), right=len(said & true), exact=int(said == true))
-        tally.update(_places(scene, generation.text))
-        grounded = ground(generation, scene.image, segmenter=segmenter, nlp=nlp)
-        plain = ground(generation, scene.image, segmenter=None, nlp=nlp, normalization="none")
-        tally.update(_score(scene, grounded, plain))
+    for described in described_scenes(lmm, segmenter, nlp, scenes=scenes, seed=seed):
+        tally.update(count_scene(described))
     phrases = max(1, tally["phrases"])
     return {
         "scenes": scenes,
@@ -66,16 +118,20 @@ def _places(scene: Scene, text: str) -> dict[str, int]:
     return {"places": len(said), "places_right": sum(pair in true for pair in said)}
 
 
-def _score(scene: Scene, grounded: Grounding, plain: Grounding) -> Counter[str]:
+def scored_phrases(described: Described) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the phrase, bool [H, W] of its category) of every phrase whose category stands in the scene."""
+    for number, phrase in enumerate(described.grounded.phrases):
+        things = [thing.mask for thing in described.scene.objects if thing.category == phrase.root.lower()]
+        if things:
+            yield number, np.any(things, axis=0)
+
+
+def _score(described: Described) -> Counter[str]:
     totals: Counter[str] = Counter()
     named: set[str] = set()
-    for number, phrase in enumerate(grounded.phrases):
-        category = phrase.root.lower()
-        things = [thing.mask for thing in scene.objects if thing.category == category]
-        if not things:
-            continue
-        union = np.any(things, axis=0)
-        mask = decode_rle(grounded.masks[number][0]).numpy()
+    grounded, plain = described.grounded, described.plain
+    for number, union in scored_phrases(described):
+        category = grounded.phrases[number].root.lower()
         hit, first = _inside(union, grounded.points[number]), category not in named
         named.add(category)
         totals.update(
@@ -85,9 +141,15 @@ def _score(scene: Scene, grounded: Grounding, plain: Grounding) -> Counter[str]:
             first_hits=hit and first,
             raw_hits=_inside(union, plain.points[number]),
             area=float(union.mean()),
-            iou=max(float((mask & thing).sum() / max(1, (mask | thing).sum())) for thing in things),
         )
+        if grounded.segmenter is not None:
+            totals["iou"] += _best_iou(described.scene, category, decode_rle(grounded.masks[number][0]).numpy())
     return totals
+
+
+def _best_iou(scene: Scene, category: str, mask: np.ndarray) -> float:
+    things = [thing.mask for thing in scene.objects if thing.category == category]
+    return max(float((mask & thing).sum() / max(1, (mask | thing).sum())) for thing in things)
 
 
 def measure_sam(segmenter: Segmenter, *, scenes: int, seed: int = 0) -> dict[str, float | int]:

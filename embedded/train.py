@@ -3,9 +3,10 @@
 The parts in the order of `PARTS`: the CLIP vision encoder and the default LLaVA on top of it, SAM, the spaCy pipeline;
 the self-supervised DINO, the latent diffusion model, the language model; from these the shipped DiffLMM with the LLaVA
 of the same two stages, and all encoder variants of Tables 5 and 6 (stage 1 with every seed; stage 2 of Table 5's with
-the first), whose losses are recorded. Each part can be run alone once those it needs are finished. Which are finished
-is noted in the working directory, and the trainings keep states in between: a killed command goes on. At the end the
-shipped models are measured on held-out scenes and their cards written.
+the first), whose losses are recorded. Last, two LLaVAs that answer at length, one with the picture before all else,
+whose answers on held-out scenes are recorded for the paper's claims. Each part can be run alone once those it needs are
+finished. Which are finished is noted in the working directory, and the trainings keep states in between: a killed
+command goes on. At the end the shipped models are measured on held-out scenes and their cards written.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ import torch
 from core.errors import GroundingError
 from core.weights import FOLDER
 from embedded.cards import write_cards
+from embedded.claims.measure import SCENES, claims_settings, measure_model
+from embedded.claims.record import RECORD as CLAIMS
+from embedded.claims.record import add_model
 from embedded.encoder_study import diffusion_curve, diffusion_quality, experiments, probes, two_stages
 from embedded.encoder_study.two_stages import TrainingData, run_stage
 from embedded.encoder_study.variants import TABLE5, Parts
 from embedded.recipes import autoencoder, clip, diffusion, dino, language_model, llava, sam
 from embedded.recipes.diffusion_samples import write_samples
-from embedded.scenes.captions import listed
+from embedded.scenes.captions import DESCRIBE, listed
 from embedded.scenes.pictures import render, training_scenes
 
 log = logging.getLogger(__name__)
-PARTS = ("vision", "llava", "sam", "en", "dino", "diffusion", "reader", "difflmm", "variants")
+PARTS = ("vision", "llava", "sam", "en", "dino", "diffusion", "reader", "difflmm", "variants", "long")
 SHIPPED = {"clip": "llava_two_stages", "sd_clip": "difflmm"}  # variant: folder of the weights
 
 
@@ -83,6 +87,8 @@ def _train(part: str, options: argparse.Namespace) -> None:
         _train_variants(options)
     elif part == "difflmm":
         _ship(options)
+    elif part == "long":
+        _train_long(options)
     elif part == "sam":
         sam.train(sam.SamRecipe(), options.output / "sam")
     else:
@@ -150,6 +156,20 @@ def _second_stage(work: Path, data: TrainingData, variant: str) -> Path:
     return run_stage(variant, data, output, two_stages.STAGE2, seed=0, start=start)
 
 
+def _train_long(options: argparse.Namespace) -> None:
+    """The LLaVAs that answer at length, seed 0, measured on held-out scenes; the record of the claims gets both."""
+    from core.phrases import load_nlp
+
+    scenes = llava.load_scenes(llava.LONG, options.work / "vision", workers=options.workers)
+    settings, nlp = claims_settings(scenes=options.claim_scenes), load_nlp(str(options.output / "en"))
+    recipes = {"long": (llava.LONG, DESCRIBE), "long_picture_first": (llava.LONG_PICTURE_FIRST, "")}
+    for name, (recipe, prompt) in recipes.items():
+        folder = options.work / "long" / name
+        if not (folder / "model.safetensors").is_file():
+            llava.train(recipe, options.work / "vision", folder, scenes=scenes)
+        add_model(name, recipe.seed, measure_model(folder, nlp, settings, prompt=prompt), settings, file=options.claims)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m embedded.train", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to train (default: all)")
@@ -158,6 +178,10 @@ def _parser() -> argparse.ArgumentParser:
         "--work", type=Path, default=Path("runs/embedded"), help="intermediate results, kept for resuming"
     )
     parser.add_argument("--record", type=Path, default=experiments.RECORD, help="where the variants' losses go")
+    parser.add_argument("--claims", type=Path, default=CLAIMS, help="where the claims' counts go")
+    parser.add_argument(
+        "--claim-scenes", type=int, default=SCENES, help="held-out scenes that the claims are told from"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant's stage 1")
     parser.add_argument("--workers", type=int, default=2, help="processes that render scenes")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")

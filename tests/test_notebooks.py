@@ -29,6 +29,7 @@ from core.records import RunStore
 pytestmark = pytest.mark.timeout(900)  # a kernel for each notebook; a busy machine is slow
 
 NAMES = (
+    "claims",
     "doctor",
     "encoder_tables",
     "error_ledger",
@@ -48,6 +49,11 @@ NAMES = (
 PROFILES = ("embedded", "smoke")
 KINDS = ("differences", "probes", "rank_agreement", "runs")  # tables of both jobs of encoder_tables
 PROMISED = {  # by the name of the job, which is its notebook's but for the encoder tables
+    "claims": {
+        "figures": ["norms"],
+        "tables": ["claims_encoders", "claims_sinks", "claims_equation3", "claims_places"],
+        "records": [],
+    },
     "doctor": {"figures": ["doctor_squares"], "tables": ["doctor"], "records": []},
     "grounded_conversation": {
         "figures": ["conversation_scene_0", "best_masks_scene_0", "conversation_scene_1"],

@@ -1,6 +1,14 @@
 """Recipe of the embedded LLaVA: frozen vision encoder, projector and Llama, trained on scenes and their texts.
 
 Text is the only supervision: next-token cross-entropy on the answers' tokens. No mask, box or point is seen.
+
+Two further recipes, `LONG` and `LONG_PICTURE_FIRST`, learn descriptions as long as LLaVA's. In the second one nothing
+stands before the picture, no word and no "<s>", and nothing between it and the description. Attention that has nothing
+to look for then finds no word to rest on, but for those of the answer: with softmax it has to rest on visual tokens.
+
+Source: the picture comes first as in PaliGemma (Beyer et al. 2024); of the words that idle attention rests on, Xiao et
+al. 2023, "Efficient streaming language models with attention sinks"; of such visual tokens, Darcet et al. 2023,
+"Vision transformers need registers", and Kang et al. 2025, "See what you are told: visual attention sink".
 """
 
 from __future__ import annotations
@@ -17,14 +25,19 @@ from torch import Tensor, nn
 from core.prompts import IMAGE
 from core.training.templates import IGNORE, Tokens, tokenize
 from embedded.recipes.fitting import Fit, fit
-from embedded.recipes.tokenizer import CHAT_TEMPLATE, build_processor, train_tokenizer
+from embedded.recipes.tokenizer import CHAT_TEMPLATE, PICTURE_FIRST_TEMPLATE, build_processor, train_tokenizer
 from embedded.scenes.captions import DESCRIBE, spoken
+from embedded.scenes.long_captions import long_caption
 from embedded.scenes.pictures import normalise, training_scenes
 
 
 @dataclass(frozen=True)
 class LmmRecipe:
-    """Sizes in channels, steps in optimiser steps; `feature_layer` as LLaVA counts (-2: one before the last)."""
+    """Sizes in channels, steps in optimiser steps; `feature_layer` as LLaVA counts (-2: one before the last).
+
+    `long_answers`: the descriptions of `embedded.scenes.long_captions`, with no question behind them. `picture_first`:
+    nothing stands before the picture, and the description follows it without a question.
+    """
 
     width: int = 128
     layers: int = 4
@@ -38,6 +51,12 @@ class LmmRecipe:
     learning_rate: float = 1.5e-3
     save_every: int = 500  # steps between two training states on disk
     seed: int = 0
+    long_answers: bool = False
+    picture_first: bool = False
+
+
+LONG = LmmRecipe(long_answers=True, steps=900)
+LONG_PICTURE_FIRST = LmmRecipe(long_answers=True, picture_first=True, steps=900)
 
 
 def llama_config(recipe: Any, tokenizer: Any) -> Any:
@@ -81,11 +100,29 @@ def build_llava(recipe: LmmRecipe, encoder, tokenizer):
     return model
 
 
-def train(recipe: LmmRecipe, vision: Path, output: Path, *, workers: int = 1):
+def train(recipe: LmmRecipe, vision: Path, output: Path, *, workers: int = 1, scenes: tuple | None = None):
     """Trains projector and LLM on the frozen encoder's cached features; writes model and processor to `output`.
 
-    A training state is kept beside the weights every `save_every` steps; a killed run goes on from it.
+    A training state is kept beside the weights every `save_every` steps; a killed run goes on from it. `scenes` is what
+    `load_scenes` returned, where several recipes share it.
     """
+    from transformers import CLIPVisionModel
+
+    encoder = CLIPVisionModel.from_pretrained(vision).eval()
+    features, texts = scenes or load_scenes(recipe, vision, workers=workers)
+    if recipe.long_answers:
+        texts = [(long_caption("train", i, seed=recipe.seed), turns) for i, (_, turns) in enumerate(texts)]
+    tokenizer = train_tokenizer(spoken(texts[:4000]), size=recipe.vocabulary, bos=not recipe.picture_first)
+    model = build_llava(recipe, encoder, tokenizer)
+    template = PICTURE_FIRST_TEMPLATE if recipe.picture_first else CHAT_TEMPLATE
+    build_processor(tokenizer, encoder.config, template=template).save_pretrained(output)
+    _fit(model, tokenizer, features, texts, recipe, output)
+    model.save_pretrained(output)
+    return model.eval()
+
+
+def load_scenes(recipe: LmmRecipe, vision: Path, *, workers: int = 1) -> tuple[Float[Tensor, "b k c"], list]:
+    """The training scenes' frozen features and their texts, (caption, questions) each."""
     from transformers import CLIPVisionModel
 
     encoder = CLIPVisionModel.from_pretrained(vision).eval()
@@ -93,13 +130,7 @@ def train(recipe: LmmRecipe, vision: Path, output: Path, *, workers: int = 1):
     pixels, _, texts = training_scenes(
         recipe.scenes, side=side, seed=recipe.seed, cache=vision.parent / "scenes.pt", workers=workers
     )
-    tokenizer = train_tokenizer(spoken(texts[:4000]), size=recipe.vocabulary)
-    model = build_llava(recipe, encoder, tokenizer)
-    features = cache_features(encoder, pixels, recipe.feature_layer)
-    build_processor(tokenizer, encoder.config).save_pretrained(output)
-    _fit(model, tokenizer, features, texts, recipe, output)
-    model.save_pretrained(output)
-    return model.eval()
+    return cache_features(encoder, pixels, recipe.feature_layer), texts
 
 
 @torch.no_grad()
@@ -120,6 +151,27 @@ def conversation(
     if described:
         chosen.insert(0, (DESCRIBE, caption))
     return tokenize(tuple(chosen), tokenizer, template=CHAT_TEMPLATE, visual_tokens=visual_tokens)
+
+
+def sample(
+    recipe: LmmRecipe, tokenizer, text: tuple, visual_tokens: int, rng: np.random.Generator, *, described: bool
+) -> Tokens:
+    """One training sample of a scene's (caption, questions): its description if `described`, or questions."""
+    caption, turns = text
+    if not recipe.long_answers:
+        return conversation(tokenizer, caption, turns, visual_tokens, rng, described=described)
+    if described and recipe.picture_first:
+        return _described_without_words(tokenizer, caption, visual_tokens)
+    template = PICTURE_FIRST_TEMPLATE if recipe.picture_first else CHAT_TEMPLATE
+    chosen = ((DESCRIBE, caption),) if described else tuple(turns[i] for i in rng.permutation(len(turns))[:2])
+    return tokenize(chosen, tokenizer, template=template, visual_tokens=visual_tokens)
+
+
+def _described_without_words(tokenizer, caption: str, visual_tokens: int) -> Tokens:
+    """The picture, then the description and what ends it, all learnt."""
+    text = f"{IMAGE * visual_tokens} {caption}{tokenizer.eos_token}"
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.int64)
+    return Tokens(ids, torch.where(torch.arange(len(ids)) >= visual_tokens, ids, IGNORE))
 
 
 def answer_loss(model, conversations: list[Tokens], features: Tensor) -> Tensor:
@@ -150,7 +202,7 @@ def _fit(model, tokenizer, features: Tensor, texts: list, recipe: LmmRecipe, out
         chosen = rng.integers(len(texts), size=recipe.batch)
         described = rng.random() < 0.75  # one kind a batch, so that little is padded
         batch = [
-            conversation(tokenizer, *texts[number], features.shape[1], rng, described=described) for number in chosen
+            sample(recipe, tokenizer, texts[number], features.shape[1], rng, described=described) for number in chosen
         ]
         return answer_loss(model, batch, features[torch.from_numpy(chosen)].float())
 

@@ -19,10 +19,26 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+PICTURE_FIRST_TEMPLATE = (  # asked without words, it describes the picture, behind which nothing stands
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ raise_exception('it takes no system prompt') }}{% endif %}"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "{% for item in message['content'] %}{% if item['type'] == 'text' and item['text'] %}"
+    "{{ message['role'].upper() + ': ' + item['text'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else ' ' }}"
+    "{% if add_generation_prompt and message == messages[-1] %}{{ 'ASSISTANT:' }}{% endif %}{% endif %}{% endfor %}"
+    "{% endfor %}"
+)
 
 
-def train_tokenizer(texts: Iterable[str], *, size: int):
-    """A fast tokenizer of at most `size` tokens: the scenes' words are whole, and any text has a spelling."""
+def train_tokenizer(texts: Iterable[str], *, size: int, bos: bool = True):
+    """A fast tokenizer of at most `size` tokens: the scenes' words are whole, and any text has a spelling.
+
+    Args:
+        texts: what it learns from.
+        size: of the vocabulary.
+        bos: every text begins with "<s>"; without, nothing does.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -51,13 +67,13 @@ def train_tokenizer(texts: Iterable[str], *, size: int):
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
-    )
+    if bos:
+        begin = [("<s>", vocabulary["<s>"])]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
-        bos_token="<s>",
+        bos_token="<s>" if bos else None,
         eos_token="</s>",
         pad_token="<pad>",
         additional_special_tokens=[IMAGE],
@@ -67,8 +83,8 @@ def train_tokenizer(texts: Iterable[str], *, size: int):
     )
 
 
-def build_processor(tokenizer, vision_config):
-    """A `LlavaProcessor` of the embedded models: shortest edge and centre crop, Vicuna's chat template."""
+def build_processor(tokenizer, vision_config, *, template: str = CHAT_TEMPLATE):
+    """A `LlavaProcessor` of the embedded models: shortest edge and centre crop, by default Vicuna's chat template."""
     from core.encoders.llava import llava_processor
 
-    return llava_processor(vision_config, tokenizer, square="crop", chat_template=CHAT_TEMPLATE)
+    return llava_processor(vision_config, tokenizer, square="crop", chat_template=template)

@@ -62,6 +62,33 @@ def make_scene(
     Raises:
         GroundingError: unknown split, negative index, or an image side under 32 pixels.
     """
+    rng, (height, width), placed, texture, ground = _plan(split, index, size, seed, n_objects, scales)
+    canvas = _background(rng, texture, ground, height, width)
+    objects = _paint_objects(rng, canvas, placed, COLOURS, silhouette)
+    canvas += rng.uniform(0, 5) * rng.standard_normal((height, width, 1), np.float32)
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    caption = describe(rng, objects, texture, ground)
+    return Scene(image, objects, texture, ground, caption, answer_questions(rng, objects, texture, ground))
+
+
+def planned_objects(
+    split: str, index: int, *, size: tuple[int, int], seed: int = 0
+) -> tuple[tuple[SceneObject, ...], str, str]:
+    """The objects of `make_scene` with the same arguments, its texture and ground, undrawn: masks and boxes are empty.
+
+    Raises:
+        GroundingError: as for `make_scene`.
+    """
+    _, _, placed, texture, ground = _plan(split, index, size, seed, None, None)
+    objects = tuple(
+        SceneObject(category, colour, np.zeros((0, 0), bool), (0.0,) * 4, (x, y), scale)
+        for category, colour, x, y, scale, _ in placed
+    )
+    return objects, texture, ground
+
+
+def _plan(split: str, index: int, size, seed: int, n_objects, scales) -> tuple:
+    """What `make_scene` draws of a scene's random numbers before it paints: (rng, (H, W), placed, texture, ground)."""
     if split not in SPLITS or index < 0:
         raise GroundingError(f"scenes come as split in {SPLITS} and index >= 0; got {split!r}, {index}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -74,12 +101,7 @@ def make_scene(
     scales = scales or (0.26, {1: 0.56, 2: 0.48, 3: 0.42}.get(number, 0.38))
     placed = _place(rng, number, height, width, scales)
     texture, ground = str(rng.choice(TEXTURES)), str(rng.choice(list(GROUNDS)))
-    canvas = _background(rng, texture, ground, height, width)
-    objects = _paint_objects(rng, canvas, placed, COLOURS, silhouette)
-    canvas += rng.uniform(0, 5) * rng.standard_normal((height, width, 1), np.float32)
-    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    caption = describe(rng, objects, texture, ground)
-    return Scene(image, objects, texture, ground, caption, answer_questions(rng, objects, texture, ground))
+    return rng, (height, width), placed, texture, ground
 
 
 def draw_scene(

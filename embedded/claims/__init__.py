@@ -1,0 +1,1 @@
+"""What the paper claims, measured on the embedded models: counts of single scenes, and where attention rests."""

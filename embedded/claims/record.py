@@ -1,0 +1,48 @@
+"""The record of the claims: one file with every model's counts, to which one model is added at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.atomic import write_atomically
+from core.claim import read_object, refuse_other
+from core.errors import GroundingError
+from embedded.claims.measure import FIELDS
+from embedded.encoder_study.experiments import environment
+
+RECORD = Path(__file__).parents[1] / "recorded" / "claims.json"
+
+
+def add_model(
+    name: str, seed: int, measured: Mapping[str, Any], settings: Mapping[str, Any], *, file: Path = RECORD
+) -> Path:
+    """Puts one measured model into the record, in the place of what that name and seed had there.
+
+    Args:
+        name: of the variant, such as "sd_clip" or "long".
+        seed: of its training.
+        measured: what `embedded.claims.measure.measure_model` returned.
+        settings: it was measured with.
+        file: the record; made if absent.
+
+    Raises:
+        GroundingError: the record holds models of other settings, or is damaged; or the number of scenes is not that of
+            the settings.
+    """
+    lengths = {len(measured["scenes"][field]) for field in FIELDS}
+    if lengths != {settings["scenes"]}:
+        raise GroundingError(f"{name} was measured on {sorted(lengths)} scenes, the settings say {settings['scenes']}")
+    models = []
+    if file.is_file():
+        found = read_object(file)
+        refuse_other(file, found.get("settings", {}), settings, advice="measure all models of the record anew")
+        models = [each for each in found["models"] if (each["name"], each["seed"]) != (name, seed)]
+    models = sorted([*models, {"name": name, "seed": seed, **measured}], key=lambda each: (each["name"], each["seed"]))
+    head = json.dumps({"settings": dict(settings), **environment()}, indent=1).removesuffix("\n}")
+    lines = ",\n".join(f"  {json.dumps(model, separators=(',', ':'))}" for model in models)  # a line each
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, f'{head},\n "models": [\n{lines}\n ]\n}}\n'.encode())
+    return file
