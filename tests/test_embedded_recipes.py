@@ -251,7 +251,9 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     (work / "diffusion" / "vae").mkdir(parents=True)
     (work / "diffusion" / "vae" / "config.json").write_text("{}")  # as a run killed while it saved leaves it
     command = ["--output", str(weights), "--work", str(work), "--record", str(losses), "--workers", "1", "--no-cards"]
-    train.main(["--only", "vision", "dino", "diffusion", "reader", "difflmm", "variants", "--seeds", "1", *command])
+    command += ["--seeds", "1", "--claims", str(tmp_path / "claims.json"), "--claim-scenes", "2"]
+    train.main(["--only", "vision", "dino", "diffusion", "reader", "difflmm", "variants", *command])
+    assert list(json.loads((tmp_path / "claims.json").read_text())["models"]) == list(train.CLAIMED)
     content = json.loads(losses.read_text())
     stages = [{run["variant"] for run in content["runs"] if run["recipe"]["stage"] == stage} for stage in (1, 2)]
     assert stages == [{variant.name for variant in TABLE5 + TABLE6}, {variant.name for variant in TABLE5}]
