@@ -120,7 +120,8 @@ def test_what_a_run_died_saving_is_computed_again(directory, pixels, tmp_path):
 
 def test_training_the_autoencoder_lowers_its_error(pixels, tmp_path):
     few = train_autoencoder(replace(VAE, steps=2, whole_steps=1), pixels, tmp_path / "few" / "vae")
-    more = train_autoencoder(replace(VAE, steps=150, whole_steps=2, batch=8, average=0.5), pixels, tmp_path / "more" / "vae")
+    long = replace(VAE, steps=150, whole_steps=2, batch=8, average=0.5)
+    more = train_autoencoder(long, pixels, tmp_path / "more" / "vae")
     error = [autoencoder.reconstruction_error(vae, pixels)["absolute_error"] for vae in (few, more)]
     assert error[1] < 0.9 * error[0]
 
