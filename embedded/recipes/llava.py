@@ -55,8 +55,8 @@ class LmmRecipe:
     picture_first: bool = False
 
 
-LONG = LmmRecipe(long_answers=True, steps=500, learning_rate=8e-4)  # both go on from the embedded LLaVA
-LONG_PICTURE_FIRST = LmmRecipe(long_answers=True, picture_first=True, steps=500, learning_rate=8e-4)
+LONG = LmmRecipe(long_answers=True, steps=400, learning_rate=8e-4)  # both go on from the embedded LLaVA
+LONG_PICTURE_FIRST = LmmRecipe(long_answers=True, picture_first=True, steps=400, learning_rate=8e-4)
 
 
 def llama_config(recipe: Any, tokenizer: Any) -> Any:
