@@ -176,13 +176,14 @@ def _second_stage(work: Path, data: TrainingData, variant: str, seed: int) -> Pa
 
 
 def _train_long(options: argparse.Namespace) -> None:
-    """The LLaVAs that answer at length, seed 0, measured on held-out scenes; the record of the claims gets both."""
+    """The LLaVAs that answer at length, seed 0, which go on from the default one; their counts go into the record."""
     scenes = llava.load_scenes(llava.LONG, options.work / "vision", workers=options.workers)
     recipes = {"long": (llava.LONG, DESCRIBE), "long_picture_first": (llava.LONG_PICTURE_FIRST, "")}
     for name, (recipe, prompt) in recipes.items():
         folder = options.work / "long" / name
         if not (folder / "model.safetensors").is_file():
-            llava.train(recipe, options.work / "vision", folder, scenes=scenes)
+            start = options.output / "llava"
+            llava.train(recipe, options.work / "vision", folder, scenes=scenes, start=start)
         _claim(name, recipe.seed, folder, prompt, options)
 
 

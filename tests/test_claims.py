@@ -147,6 +147,20 @@ def test_the_words_of_long_descriptions_are_whole_tokens(models):
     assert spoken([("a", (("b", "c"),))]) == ["a", "b", "c", DESCRIBE] and len(PLACES) == 9
 
 
+def test_a_model_goes_on_from_another_token_by_token(models, vision, tmp_path):
+    """With no step to speak of, a word has the same row in both, whatever its number."""
+    other = replace(TINY, picture_first=True, vocabulary=600, steps=1, learning_rate=1e-12)
+    made = llava.train(other, vision, tmp_path, start=vision.parent / "long")
+    lmm = models["long"]
+    tokenizer, old = load_lmm(tmp_path).processor.tokenizer, lmm.processor.tokenizer
+    for table in (lambda model: model.get_input_embeddings().weight, lambda model: model.lm_head.weight):
+        for token in ("▁image", "▁the", "</s>"):
+            ours, theirs = (each.convert_tokens_to_ids(token) for each in (tokenizer, old))
+            assert torch.allclose(table(made)[ours], table(lmm.model)[theirs], atol=1e-6)
+    projector = (model.model.multi_modal_projector.state_dict() for model in (made, lmm.model))
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(*(each.values() for each in projector), strict=True))
+
+
 # ---- sinks
 
 
@@ -271,6 +285,7 @@ def test_one_command_trains_both_and_records_them(vision, tmp_path, monkeypatch)
 
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "en").symlink_to(weights_path("en"))
+    llava.train(replace(TINY, long_answers=False), vision, tmp_path / "weights" / "llava")
     places = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "weights")]
     claims = ["--claims", str(tmp_path / "claims.json"), "--claim-scenes", "1"]
     train.main(["--only", "long", "--no-cards", "--workers", "1", *places, *claims])
