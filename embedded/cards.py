@@ -64,8 +64,9 @@ the method on a laptop; it knows nothing beyond these scenes, and its numbers sa
 
 **Recipe.** `python -m embedded.train --only vision llava` (`embedded/recipes/clip.py`, `embedded/recipes/llava.py`).
 The CLIP vision encoder is pre-trained from the captions' words as tags of the whole picture (multiple-instance
-learning over patches), then frozen; projector and Llama are trained together, from random weights, on descriptions and
-questions. The LLaVA to compare DiffLMM with is `llava_two_stages`, which had the same training as DiffLMM.
+learning over patches), last with what they say of places, then frozen; projector and Llama are trained together, from
+random weights, on descriptions and questions. The LLaVA to compare DiffLMM with is `llava_two_stages`, which had the
+same training as DiffLMM.
 
 Vision encoder: `{asdict(VisionRecipe())}`
 
@@ -104,8 +105,9 @@ float16.
 
 **Recipe.** `python -m embedded.train --only vision diffusion reader difflmm`. The VAE
 (`embedded/recipes/autoencoder.py`) and the text-conditioned U-Net (`embedded/recipes/diffusion.py`) learn to paint the
-scenes, CLIP is the embedded LLaVA's; all three are then frozen. {TWO_STAGES} The captioner and the positional encodings
-learn in both stages.
+scenes, CLIP is the embedded LLaVA's; all three are then frozen. Settings were changed while VAE and U-Net were trained
+(see `docs/embedded.md`), so a fresh run gives nearly, not exactly, these weights. {TWO_STAGES} The captioner and the
+positional encodings learn in both stages.
 
 VAE: `{asdict(AutoencoderRecipe())}`
 

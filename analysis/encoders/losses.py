@@ -31,7 +31,7 @@ class StageLosses:
         runs: one row per run: `variant`, `seed`, `training_loss` (converged), `held_out_loss`; nats per answer token.
         curves: `variant`, `seed`, `step` (the middle of a bin), `loss` (mean of the bin).
         recipe: of the stage, with the number of `steps`.
-        versions: libraries and processor that the losses were computed with.
+        versions: the encoders' edition, libraries and processor that the losses were computed with.
     """
 
     runs: pd.DataFrame
@@ -84,7 +84,8 @@ def load_stage_losses(source: str | Path = "", *, stage: int = 1) -> StageLosses
         converged = float(converged_loss(every, share=LAST)["loss"].iloc[0])
         rows.append({**key, "training_loss": converged, "held_out_loss": float(run["held_out_loss"])})
         curves.append(pd.DataFrame({**key, "step": ends - (lengths - 1) / 2, "loss": losses}))
-    versions = {key: str(record[key]) for key in ("torch", "transformers", "diffusers", "processor") if key in record}
+    told = ("encoders", "torch", "transformers", "diffusers", "processor")
+    versions = {key: str(record[key]) for key in told if key in record}
     return StageLosses(pd.DataFrame(rows), pd.concat(curves, ignore_index=True), recipe, versions)
 
 

@@ -30,6 +30,7 @@ RECORD = Path(__file__).parents[1] / "recorded" / "losses.json"
 SCENES = 16_000  # of the training split, drawn for the variants
 HELD_OUT = 500  # the last of them, which no stage sees
 BIN = 10  # steps whose mean loss is one value of the record
+ENCODERS = "CLIP that knows places, VAE of 16 latent channels"  # what the runs of this code read
 
 
 def training_data(work: Path, parts: Parts, *, workers: int = 1) -> TrainingData:
@@ -110,7 +111,8 @@ def gather(work: Path, *, stages: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
     if not runs:
         raise GroundingError(f"no finished run under {str(work)!r}; `make embedded` trains the variants")
     variants = {variant.name: asdict(variant) for variant in TABLE5 + TABLE6}
-    return {"runs": runs, "loss_bin": BIN, **environment(), "variants": variants, "probes": read_probes(work)}
+    head = {"loss_bin": BIN, "encoders": ENCODERS, **environment()}
+    return {"runs": runs, **head, "variants": variants, "probes": read_probes(work)}
 
 
 def environment() -> dict[str, Any]:
