@@ -57,10 +57,11 @@ def measure_model(
 
     Returns:
         `prompt`; `scenes`: each of `FIELDS` to its values, one for each scene; `layers`: largest and first hidden
-        states, see `look_inside`; `example`: the maps of one phrase, see `example_maps`.
+        states, see `look_inside`; `example`: the maps of one phrase (`example_maps`) of the answer in which equation 3
+        moves most points away from register-like cells, and among equal ones a point farthest.
     """
     lmm = folder if isinstance(folder, LMM) else load_lmm(folder, geometry=settings["geometry"])
-    rows, inside, best = [], [], None
+    rows, inside, best = [], [], ((-np.inf, 0.0), {})
     described_all = described_scenes(
         lmm, None, nlp, scenes=settings["scenes"], seed=settings["seed"], prompt=prompt,
         max_new_tokens=settings["max_new_tokens"], batch=batch,
@@ -69,12 +70,14 @@ def measure_model(
         rows.append(measure_scene(described))
         if index < LOOKED_INTO:
             inside.append(look_inside(lmm, described, prompt))
-        if best is None or rows[-1]["raw_on_register"] - rows[-1]["on_register"] > best[0]:
-            found = example_maps(described)
-            best = (rows[-1]["raw_on_register"] - rows[-1]["on_register"], {"index": index, **found}) if found else best
+        found = example_maps(described)
+        if found:
+            moved = rows[-1]["raw_on_register"] - rows[-1]["on_register"]
+            rank = (moved, float(np.hypot(*np.subtract(found["point"], found["raw_point"]))))
+            best = max(best, (rank, {"index": index, **found}), key=lambda each: each[0])
     layers = {name: np.mean([each[name] for each in inside], axis=0).round(3).tolist() for name in inside[0]}
     fields = {name: [_rounded(row[name]) for row in rows] for name in FIELDS}
-    return {"prompt": prompt, "scenes": fields, "layers": layers, "example": best[1] if best else {}}
+    return {"prompt": prompt, "scenes": fields, "layers": layers, "example": best[1]}
 
 
 def measure_scene(described: Described) -> dict[str, float | int]:
