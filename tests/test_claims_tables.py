@@ -12,10 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from analysis.claims.figures import example_picture, layer_norms, plot_example, plot_norms
+from analysis.claims.figures import plot_example, plot_norms
 from analysis.claims.intervals import Counts, paired_difference, pooled_share
 from analysis.claims.reading import encoder_reading, equation3_reading, places_reading, sink_reading, verdict
-from analysis.claims.record import label, load_claims
+from analysis.claims.record import example_picture, label, layer_norms, load_claims
 from analysis.claims.tables import claim_results, encoder_table, equation3_table, places_table, sink_table
 from analysis.figures import drawn_numbers
 from analysis.scoring.metrics import difference_interval, ratio_interval
@@ -152,7 +152,7 @@ def claims(tmp_path):
 
 
 def test_encoders_are_compared_with_clip_over_common_seeds(claims):
-    table = encoder_table(claims).set_index("model")
+    table = encoder_table(claims).set_index("method")
     assert table.loc[label("sd_clip"), "difference"] == pytest.approx(25)
     assert table.loc[label("sd_clip"), "told apart"] == "higher"
     assert table.loc[label("sd"), "difference"] == pytest.approx(-25)
@@ -165,7 +165,7 @@ def test_encoders_are_compared_with_clip_over_common_seeds(claims):
 
 
 def test_sinks_and_equation_3_by_length(claims):
-    sinks = sink_table(claims).set_index("model")
+    sinks = sink_table(claims).set_index("method")
     row = sinks.loc[label("long_picture_first")]
     assert row[["answers with registers", "phrases on them", "with eq. 3", "same cell"]].tolist() == [100, 50, 0, 100]
     assert row[["on first token", "norm ratio", "cell ratio"]].tolist() == [25, 4, 8]
@@ -173,14 +173,14 @@ def test_sinks_and_equation_3_by_length(claims):
     assert "do not arise in LLaVA, CLIP" in sink_reading(claims)
     assert "tokens arise in LLaVA, long answers, picture first: in 100 %" in sink_reading(claims)
     table = equation3_table(claims)
-    ours = table[table["model"] == label("long_picture_first")].set_index("answers")
+    ours = table[table["method"] == label("long_picture_first")].set_index("answers")
     assert ours["phrases"].tolist() == [120, 40, 40, 40] and ours["difference"].tolist() == pytest.approx([50] * 4)
     assert ours["tokens"].tolist() == ["80 to 109", "80 to 89", "90 to 99", "100 to 109"]
     assert "picture first: reproduced, 50.0 [50.0, 50.0]" in equation3_reading(claims)
 
 
 def test_places_are_told_against_the_bar(claims):
-    table = places_table(claims).set_index("model")
+    table = places_table(claims).set_index("method")
     assert table.loc[label("sd_clip"), ["right", "told"]].tolist() == [100, 180]
     told = places_reading(claims)
     assert f"{label('sd_clip')} tells 100.0 [100.0, 100.0] % of 180 places right: 70 % reached." in told

@@ -10,15 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.claims.record import Claims, label
 from analysis.figures import PALETTE, new_axes, plot_map_on_image
-from embedded.scenes.scenes import make_scene
-
-
-def example_picture(claims: Claims, name: str, *, seed: int = 0) -> Any:
-    """The picture of a model's recorded example, drawn again."""
-    index = claims.models[name][seed]["example"]["index"]
-    return make_scene(claims.settings["split"], index, seed=claims.settings["seed"]).image
 
 
 def plot_example(picture: Any, example: Mapping[str, Any], title: str = "") -> Figure:
@@ -58,8 +50,3 @@ def plot_norms(norms: Mapping[str, list[float]], *, ax: Axes | None = None) -> A
     ax.legend(fontsize=7, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
-
-
-def layer_norms(claims: Claims) -> dict[str, list[float]]:
-    """`plot_norms`' values, of every recorded model."""
-    return {label(name): claims.layers(name, "largest") for name in claims.models}

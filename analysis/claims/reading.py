@@ -20,11 +20,11 @@ def verdict(low: float, high: float) -> str:
 def encoder_reading(claims: Claims) -> str:
     """Claim: a diffusion encoder makes an LMM point better than CLIP does (Tables 1 and 5 of the paper)."""
     table = encoder_table(claims)
-    rows = table[table["model"].str.startswith("DiffLMM")]
+    rows = table[table["method"].str.startswith("DiffLMM")]
     if rows.empty:
         return "No diffusion variant is recorded beside CLIP yet, so the claim is open."
     return "\n".join(
-        f"{row['model']} points better than {row['against']}: {_told(row)}, over seeds {row['seeds']}."
+        f"{row['method']} points better than {row['against']}: {_told(row)}, over seeds {row['seeds']}."
         for row in rows.to_dict("records")
     )
 
@@ -36,8 +36,8 @@ def sink_reading(claims: Claims) -> str:
         share = row["answers with registers"]
         arise = "arise" if share >= OFTEN else "arise in some answers" if share >= SELDOM else "do not arise"
         lines.append(
-            f"Register-like visual tokens {arise} in {row['model']}: in {share:.0f} % of the answers a cell without an "
-            f"object holds five times its even share or more, {row['attention on them']:.0f} % of the visual attention "
+            f"Register-like visual tokens {arise} in {row['method']}: in {share:.0f} % of the answers a cell without "
+            f"an object holds five times its even share or more, {row['attention on them']:.0f} % of the visual attention "
             f"in all; without equation 3 {row['phrases on them']:.1f} % of the phrases point there, with it "
             f"{row['with eq. 3']:.1f} %."
         )
@@ -48,7 +48,7 @@ def equation3_reading(claims: Claims) -> str:
     """Claim: equation 3 makes the points better (Table 4 of the paper)."""
     table = equation3_table(claims)
     return "\n".join(
-        f"Equation 3 raises PAcc of {row['model']}: {_told(row)} on {row['phrases']} phrases "
+        f"Equation 3 raises PAcc of {row['method']}: {_told(row)} on {row['phrases']} phrases "
         f"({row['without']:.1f} % without, {row['with']:.1f} % with)."
         for row in table[table["answers"] == "all"].to_dict("records")
     )
@@ -59,11 +59,11 @@ def places_reading(claims: Claims) -> str:
     lines = []
     for row in places_table(claims).to_dict("records"):
         if pd.isna(row["right"]):
-            lines.append(f"{row['model']} tells no place of an object that is there.")
+            lines.append(f"{row['method']} tells no place of an object that is there.")
             continue
         reached = "reached" if row["right_low"] >= BAR else "missed" if row["right_high"] < BAR else "not told apart"
         told = _interval(row, "right").percent()
-        lines.append(f"{row['model']} tells {told} of {row['told']} places right: {BAR:.0f} % {reached}.")
+        lines.append(f"{row['method']} tells {told} of {row['told']} places right: {BAR:.0f} % {reached}.")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from analysis.tables import Provenance
 from core.errors import GroundingError
 from embedded.claims.record import RECORD
 from embedded.scenes.captions import DESCRIBE
+from embedded.scenes.scenes import make_scene
 
 LABELS = {  # of what is no variant of Table 5
     "llava": "LLaVA in one stage (embedded)",
@@ -87,3 +88,14 @@ def label(name: str) -> str:
     """A model in words, with its name where that is all there is."""
     variants = describe_variants(5).set_index("variant")["label"]
     return LABELS.get(name, str(variants.get(name, name)))
+
+
+def example_picture(claims: Claims, name: str, *, seed: int = 0) -> Any:
+    """The picture of a model's recorded example, drawn again."""
+    index = claims.models[name][seed]["example"]["index"]
+    return make_scene(claims.settings["split"], index, seed=claims.settings["seed"]).image
+
+
+def layer_norms(claims: Claims) -> dict[str, list[float]]:
+    """`plot_norms`' values, of every recorded model."""
+    return {label(name): claims.layers(name, "largest") for name in claims.models}

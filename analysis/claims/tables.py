@@ -36,12 +36,12 @@ def encoder_table(claims: Claims, *, seed: int = 0) -> pd.DataFrame:
         if not common:
             continue
         apart = paired_difference(ours, theirs, seed=seed)
-        row = {"model": label(name), "against": label(other), "seeds": _seeds(common)}
+        row = {"method": label(name), "against": label(other), "seeds": _seeds(common)}
         row |= {"named (precision/recall)": f"{_naming(claims, name)} against {_naming(claims, other)}"}
         row |= {"PAcc": 100 * pooled_share(ours.of(common)).value}
         row |= {"PAcc of the other": 100 * pooled_share(theirs.of(common)).value}
         rows.append({**row, **apart.columns("difference"), "told apart": told_apart(apart.low, apart.high)})
-    columns = ["model", "against", "seeds", "named (precision/recall)", "PAcc", "PAcc of the other"]
+    columns = ["method", "against", "seeds", "named (precision/recall)", "PAcc", "PAcc of the other"]
     return pd.DataFrame(rows, columns=[*columns, "difference", "difference_low", "difference_high", "told apart"])
 
 
@@ -65,7 +65,7 @@ def sink_table(claims: Claims) -> pd.DataFrame:
         on = {field: 100 * claims.values(name, field).sum() / phrases for field in ("raw_on_register", "on_register")}
         rows.append(
             {
-                "model": label(name),
+                "method": label(name),
                 "tokens": float(claims.values(name, "tokens").mean()),
                 "to the picture": mean["visual"],
                 "on one cell": mean["top1"],
@@ -105,7 +105,7 @@ def equation3_table(claims: Claims, *, seed: int = 0) -> pd.DataFrame:
             parts = [each.where(chosen) for each in (with_, without)]
             apart = paired_difference(*parts, seed=seed)
             row = {
-                "model": label(name),
+                "method": label(name),
                 "answers": said,
                 "tokens": f"{lengths[chosen].min()} to {lengths[chosen].max()}",
             }
@@ -121,7 +121,7 @@ def places_table(claims: Claims, *, seed: int = 0) -> pd.DataFrame:
     rows = []
     for name in claims.models:
         counts = claims.counts(name, "places_right", "places")
-        row = {"model": label(name), "seeds": _seeds(counts.seeds), "told": int(counts.whole.sum())}
+        row = {"method": label(name), "seeds": _seeds(counts.seeds), "told": int(counts.whole.sum())}
         rows.append(row | pooled_share(counts, seed=seed).columns("right"))
     return pd.DataFrame(rows)
 
@@ -133,7 +133,7 @@ def claim_results(claims: Claims) -> list[Result]:
         (equation3_table(claims).query("answers == 'all'"), {"difference": "PAcc with minus without eq. 3 (points)"}),
         (places_table(claims), {"right": "places told right (%)"}),
     )
-    return [result for frame, quantities in parts for result in beyond_rows(frame, "model", quantities)]
+    return [result for frame, quantities in parts for result in beyond_rows(frame, "method", quantities)]
 
 
 def _naming(claims: Claims, name: str) -> str:

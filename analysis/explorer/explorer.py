@@ -56,7 +56,7 @@ class Explorer(widgets.VBox):
     >>> explorer.ask("embedded").generation.text[:9]
     'The image'
     >>> explorer.select("a blue moon").points.tolist()
-    [[40.5, 112.5]]
+    [[40.5, 115.5]]
     """
 
     def __init__(

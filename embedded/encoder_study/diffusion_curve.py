@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -168,6 +167,8 @@ def train_and_measure(
         scenes: pixels, tag numbers and captions; the last `held_out` are for the probes only.
         record: folder of the two JSON files.
     """
+    from diffusers import AutoencoderKL
+
     pixels, tags, captions = scenes
     number, side = min(recipe.scenes, len(pixels) - held_out), recipe.cutout_side
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from core.encoders.features import noised, seeded_maps
-from core.encoders.frozen import to_grid_size
 from embedded.encoder_study import probes
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.probes import WORDS, Probe, ProbeRecipe, fit_probe, precisions
@@ -151,6 +150,8 @@ def block_features(
 
     Computed in bfloat16, for its speed.
     """
+    from core.encoders.frozen import to_grid_size
+
     empty = model.text_encoder(text_ids(model.tokenizer, [""])).last_hidden_state
     noise, _ = next(seeded_maps(tuple(latents.shape[1:]), seed=0, count=1))
     chunks: list[list[Tensor]] = [[] for _ in model.unet.up_blocks]
