@@ -37,8 +37,8 @@ def sink_reading(claims: Claims) -> str:
         arise = "arise" if share >= OFTEN else "arise in some answers" if share >= SELDOM else "do not arise"
         lines.append(
             f"Register-like visual tokens {arise} in {row['method']}: in {share:.0f} % of the answers a cell without "
-            f"an object holds five times its even share or more, {row['attention on them']:.0f} % of the visual attention "
-            f"in all; without equation 3 {row['phrases on them']:.1f} % of the phrases point there, with it "
+            f"an object holds five times its even share or more, {row['attention on them']:.0f} % of the visual "
+            f"attention in all; without equation 3 {row['phrases on them']:.1f} % of the phrases point there, with it "
             f"{row['with eq. 3']:.1f} %."
         )
     return "\n".join(lines)
