@@ -22,7 +22,7 @@ from browser import chromium, open_page  # noqa: E402
 from analysis.explorer.explorer import Explorer  # noqa: E402
 from analysis.settings import Settings  # noqa: E402
 
-SCENE, WIDTH, HEIGHT = 17, 1180, 760
+SCENE, WIDTH, HEIGHT = 8, 1180, 760
 LOOK = 1500  # milliseconds that a picture stands
 
 
