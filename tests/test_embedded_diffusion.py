@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from core.encoders.diffusion import DiffusionVisionModel
 from core.encoders.parts import empty_text_embedding
-from embedded.encoder_study.experiments import scaled_latents
+from embedded.encoder_study.diffusion_curve import kept_latents
 from embedded.recipes import autoencoder, diffusion
 from embedded.recipes.autoencoder import AutoencoderRecipe, as_input, encode_all, random_crops, train_autoencoder
 from embedded.recipes.denoising import denoise, load_diffusion, sample
@@ -86,14 +86,16 @@ from pathlib import Path
 
 import torch
 
-from embedded.encoder_study.experiments import scaled_latents
-from embedded.scenes.captions import listed, listing
-from embedded.scenes.pictures import listing_of_one, render_cutout, training_scenes
+from diffusers import AutoencoderKL
+
+from embedded.encoder_study.diffusion_curve import kept_latents
+from embedded.scenes.pictures import training_scenes
 
 work = Path(sys.argv[1])
+vae = AutoencoderKL.from_pretrained(work / "vae").eval()
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))  # bytes of a file
 try:
-    scaled_latents(work / "vae", torch.zeros(6, 3, 64, 64, dtype=torch.uint8))
+    kept_latents(vae, torch.zeros(6, 3, 64, 64, dtype=torch.uint8), work / "latents.pt")
 except (OSError, RuntimeError):
     print("the writing failed")
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # from here on the kernel kills who writes more
@@ -108,14 +110,14 @@ def test_what_a_run_died_saving_is_computed_again(directory, pixels, tmp_path):
     command = [sys.executable, "-c", DIES_WHILE_SAVING, str(tmp_path)]
     died = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (died.returncode, died.stdout) == (-signal.SIGXFSZ, "the writing failed\n"), died.stderr
-    latents = scaled_latents(tmp_path / "vae", pixels)
-    vae = load_diffusion(directory)[0]
-    torch.testing.assert_close(latents, (encode_all(vae, pixels) * vae.config.scaling_factor).half())
+    vae, file = load_diffusion(directory)[0], tmp_path / "latents.pt"
+    latents = kept_latents(vae, pixels, file)
+    torch.testing.assert_close(latents, (encode_all(vae, pixels, mixed=True) * vae.config.scaling_factor).half())
     drawn = training_scenes(4, side=32, seed=0, cache=tmp_path / "scenes.pt")
     whole = training_scenes(4, side=32, seed=0, cache=tmp_path / "undisturbed" / "scenes.pt")
     assert torch.equal(drawn[0], whole[0]) and drawn[1:] == whole[1:]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latents.pt", "scenes.pt", "undisturbed", "vae"]
-    assert torch.equal(scaled_latents(tmp_path / "vae", pixels + 1), latents)  # read, not computed
+    assert torch.equal(kept_latents(vae, pixels + 1, file), latents)  # read, not computed
 
 
 def test_training_the_autoencoder_lowers_its_error(pixels, tmp_path):

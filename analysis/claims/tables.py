@@ -23,7 +23,7 @@ def encoder_table(claims: Claims, *, seed: int = 0) -> pd.DataFrame:
     """PAcc (with equation 3) of every visual encoder, and minus that of CLIP after the same training.
 
     Returns:
-        One row for each of `PAIRS` that is recorded with a seed in common: `model`, `against`, `seeds` (in common),
+        One row for each of `PAIRS` that is recorded with a seed in common: `method`, `against`, `seeds` (in common),
         `named` (precision and recall of the pairs that are named, in percent, of both models, in words), `PAcc`,
         `PAcc of the other`, `difference` with `_low` and `_high` (95 %, paired over seeds and images), `told apart`.
     """
@@ -49,7 +49,7 @@ def sink_table(claims: Claims) -> pd.DataFrame:
     """Whether register-like visual tokens arise, one row per model.
 
     Returns:
-        `model`; `tokens` (mean of the answers); in percent: `to the picture` (of all attention), `on one cell`, `on
+        `method`; `tokens` (mean of the answers); in percent: `to the picture` (of all attention), `on one cell`, `on
         five` (of the visual attention, in the answer's mean map), `same cell` (answers whose most attended cell is the
         most frequent one), `off objects` (answers whose most attended cell holds no object), `steady` (tokens whose own
         map is brightest there), `answers with registers`, `attention on them`, `phrases on them` (whose points lie
@@ -90,7 +90,7 @@ def equation3_table(claims: Claims, *, seed: int = 0) -> pd.DataFrame:
     """PAcc without and with equation 3 and the paired difference, of all answers and of thirds by their length.
 
     Returns:
-        `model`, `answers` ("all" or one of `THIRDS`), `tokens` (smallest to largest length), `phrases`, `without`,
+        `method`, `answers` ("all" or one of `THIRDS`), `tokens` (smallest to largest length), `phrases`, `without`,
         `with`, `difference` with `_low` and `_high` (with minus without; 95 %).
     """
     rows = []
@@ -115,7 +115,7 @@ def equation3_table(claims: Claims, *, seed: int = 0) -> pd.DataFrame:
 
 
 def places_table(claims: Claims, *, seed: int = 0) -> pd.DataFrame:
-    """How often what an answer says of a place is right: `model`, `seeds`, `told` (places), `right` with `_low` and
+    """How often what an answer says of a place is right: `method`, `seeds`, `told` (places), `right` with `_low` and
     `_high` (percent, 95 % over seeds and images).
     """
     rows = []

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from core.atomic import save_tensors, write_atomically
+from core.atomic import save_tensors
 from embedded.encoder_study.diffusion_quality import (
     Judge,
     averaged_model,
@@ -24,6 +24,7 @@ from embedded.encoder_study.diffusion_quality import (
     reconstructed,
     scaled,
 )
+from embedded.encoder_study.experiments import write_record
 from embedded.encoder_study.probes import ProbeRecipe
 from embedded.recipes.autoencoder import encode_all
 from embedded.recipes.denoising import LatentDiffusion, load_diffusion
@@ -89,7 +90,7 @@ class LearningCurve:
         with torch.random.fork_rng(devices=[]):
             row = {"steps": step, "pictures": pictures_seen(self.recipe, step), **self._measure(model)}
         rows = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else []
-        write_json([old for old in rows if old["steps"] < step] + [row], self.file)
+        write_record([old for old in rows if old["steps"] < step] + [row], self.file)
         log.info("U-Net, curve: %s", json.dumps(row))
 
     def _measure(self, model: LatentDiffusion) -> dict[str, Any]:
@@ -186,13 +187,7 @@ def train_and_measure(
         measure=LearningCurve(record / CURVE, recipe, measures, vae, judge, labelled),
     )
     model, state = load_diffusion(folder), work / "probe.tmp.pt"
-    write_json(quality(model, judge, labelled, measures, state=state, cutout_cells=side // 8), record / QUALITY)
-
-
-def write_json(content: Any, file: Path) -> None:
-    """Indented JSON, written in one go."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
+    write_record(quality(model, judge, labelled, measures, state=state, cutout_cells=side // 8), record / QUALITY)
 
 
 def kept_latents(vae: Any, pixels: UInt8[Tensor, "n 3 H W"], file: Path) -> Float[Tensor, "n c h w"]:

@@ -17,7 +17,7 @@ from embedded.encoder_study import probes
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.probes import WORDS, Probe, ProbeRecipe, fit_probe, precisions
 from embedded.encoder_study.variants import Parts, find_variant
-from embedded.recipes.autoencoder import as_input, encode_all
+from embedded.recipes.autoencoder import encode_all, reconstruct
 from embedded.recipes.clip import encode_window
 from embedded.recipes.denoising import LatentDiffusion, paint
 from embedded.recipes.diffusion import text_ids
@@ -115,8 +115,7 @@ def reconstructed(
         "originals" and "reconstructions", as `probe`'s "mean_average_precision".
     """
     original = pixels.float() / 255
-    chunks = [vae.decode(vae.encode(as_input(part)).latent_dist.mean).sample for part in pixels.split(16)]
-    after = (torch.cat(chunks) / 2 + 0.5).clamp(0, 1)
+    after = reconstruct(vae, pixels) / 2 + 0.5
     wanted, squared = multi_hot(tags), (after - original).square().mean((1, 2, 3))
     return {
         "scenes": len(pixels),

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from core.atomic import save_tensors, write_atomically
+from core.atomic import write_atomically
 from core.errors import GroundingError
 from core.training.loss_log import read_losses
 from embedded.encoder_study import two_stages
@@ -22,7 +20,6 @@ from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.probes import read_probes
 from embedded.encoder_study.two_stages import StageRecipe, TrainingData, run_stage
 from embedded.encoder_study.variants import TABLE5, TABLE6, Parts
-from embedded.recipes.autoencoder import encode_all
 from embedded.scenes.pictures import training_scenes
 
 log = logging.getLogger(__name__)
@@ -38,20 +35,6 @@ def training_data(work: Path, parts: Parts, *, workers: int = 1) -> TrainingData
     pixels, tags, texts = training_scenes(SCENES, side=160, seed=0, cache=work / "scenes160.pt", workers=workers)
     cache = FeatureCache(work / "features", parts, pixels)
     return TrainingData(texts, tags, cache, held_out=range(SCENES - HELD_OUT, SCENES))
-
-
-def scaled_latents(vae: Path, pixels: Tensor) -> Tensor:
-    """Float16 latents of all pictures, times the VAE's scaling factor; kept beside the VAE."""
-    from diffusers import AutoencoderKL
-
-    file = vae.with_name("latents.pt")
-    if file.is_file():
-        return torch.load(file, weights_only=True)
-    model = AutoencoderKL.from_pretrained(vae).eval()
-    chunks = [encode_all(model, part) for part in tqdm(pixels.split(500), desc="latents")]
-    latents = (torch.cat(chunks) * model.config.scaling_factor).half()
-    save_tensors(latents, file)
-    return latents
 
 
 def run_folder(work: Path, variant: str, seed: int, stage: int) -> Path:
@@ -94,7 +77,11 @@ def record(work: Path, file: Path = RECORD, *, stages: tuple[int, ...] = (1, 2))
     Raises:
         GroundingError: there is no finished run.
     """
-    content = gather(work, stages=stages)
+    return write_record(gather(work, stages=stages), file)
+
+
+def write_record(content: Any, file: Path) -> Path:
+    """Writes what was measured as indented JSON, whole or not at all; returns the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
     return file

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from core.atomic import save_tensors
 from embedded.recipes.clip import encode_window
 from embedded.recipes.fitting import Average, Fit, fit, step_generator
-from embedded.scenes.pictures import MEAN, STD
+from embedded.scenes.pictures import normalise_unit
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +145,7 @@ def clip_features(clip: nn.Module, pictures: Float[Tensor, "b 3 H W"]) -> Float[
     """Patch features of pictures in [-1, 1], resized to what CLIP takes."""
     side = clip.config.image_size
     sized = interpolate(pictures / 2 + 0.5, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
-    mean, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return encode_window(clip, (sized - mean) / spread, 0, 0).float()
+    return encode_window(clip, normalise_unit(sized), 0, 0).float()
 
 
 def _fit_average(
@@ -203,10 +202,16 @@ def encode_all(
 
 
 @torch.no_grad()
+def reconstruct(vae: Any, pixels: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+    """Pictures through the VAE and back, in [-1, 1]."""
+    chunks = [vae.decode(vae.encode(one).latent_dist.mean).sample for one in as_input(pixels).split(16)]
+    return torch.cat(chunks).clamp(-1, 1)
+
+
+@torch.no_grad()
 def reconstruction_error(vae: Any, pixels: UInt8[Tensor, "b 3 H W"]) -> dict[str, float]:
     """Mean absolute error in 8-bit levels and PSNR in dB of pictures through the VAE and back."""
-    wanted = as_input(pixels)
-    painted = torch.cat([vae.decode(vae.encode(one).latent_dist.mean).sample for one in wanted.split(16)]).clamp(-1, 1)
+    wanted, painted = as_input(pixels), reconstruct(vae, pixels)
     squared = (painted - wanted).square().mean().item()
     return {
         "absolute_error": (painted - wanted).abs().mean().item() * 127.5,

@@ -34,16 +34,16 @@ _PLACED = re.compile(rf"\b({'|'.join(CATEGORIES)}) is (?:located )?({'|'.join(PL
 
 def describe(rng: np.random.Generator, objects: Sequence[SceneObject], texture: str, ground: str) -> str:
     """Some forty words: what is there from left to right, where each thing is, how neighbours relate, how it looks."""
-    listed = _join([mention(thing) for thing in objects])
+    listed = joined([mention(thing) for thing in objects])
     opening = str(rng.choice(["The image features", "The image shows"]))
-    sentences = [f"{opening} {listed} on {_article(f'{texture} {ground} background')}."]
+    sentences = [f"{opening} {listed} on {with_article(f'{texture} {ground} background')}."]
     for number, thing in enumerate(objects):
-        name = _name(thing, objects, with_colour=rng.random() < 0.4)
+        name = name_of(thing, objects, with_colour=rng.random() < 0.4)
         verb = str(rng.choice(["is", "is located"]))
         sentence = f"The {name} {verb} {place(thing)}"
         if number and rng.random() < 0.6:
             before = objects[number - 1]
-            sentence += f", {_relation(rng, thing, before)} the {_name(before, objects)}"
+            sentence += f", {_relation(rng, thing, before)} the {name_of(before, objects)}"
         sentences.append(sentence + ".")
     if len(objects) > 1 and rng.random() < 0.4:
         sentences.append(f"In total, there are {NUMBERS[len(objects)]} objects in the image.")
@@ -56,18 +56,18 @@ def answer_questions(
 ) -> tuple[tuple[str, str], ...]:
     """Color, presence (one yes, one no), place, number and background, each with its answer."""
     thing = objects[int(rng.integers(len(objects)))]
-    name = _name(thing, objects)
+    name = name_of(thing, objects)
     present = {other.category for other in objects}
     absent = str(rng.choice([category for category in CATEGORIES if category not in present]))
     coloured = mention(thing)
     number = NUMBERS[len(objects)]
     there_are = "there is one object" if len(objects) == 1 else f"there are {number} objects"
     pairs = [
-        (f"Is there {_article(thing.category)} in the image?", f"Yes, there is {coloured} in the image."),
-        (f"Is there {_article(absent)} in the image?", f"No, there is no {absent} in the image."),
+        (f"Is there {with_article(thing.category)} in the image?", f"Yes, there is {coloured} in the image."),
+        (f"Is there {with_article(absent)} in the image?", f"No, there is no {absent} in the image."),
         (f"Where is the {name}?", f"The {thing.colour} {thing.category} is {place(thing)}."),
         ("How many objects are there?", f"In total, {there_are} in the image."),
-        ("What is in the background?", f"The objects are on {_article(f'{texture} {ground} background')}."),
+        ("What is in the background?", f"The objects are on {with_article(f'{texture} {ground} background')}."),
     ]
     if [other.category for other in objects].count(thing.category) == 1:
         pairs.append((f"What color is the {thing.category}?", f"The {thing.category} is {thing.colour}."))
@@ -89,26 +89,26 @@ def listed(caption: str) -> str:
 
 def listing(mentions: Sequence[tuple[str, str]], texture: str, ground: str) -> str:
     """The same text from (colour, category) of the objects and the background's words."""
-    names = _join([_article(f"{colour} {category}") for colour, category in mentions])
-    return f"{names} on {_article(f'{texture} {ground} background')}"
+    names = joined([with_article(f"{colour} {category}") for colour, category in mentions])
+    return f"{names} on {with_article(f'{texture} {ground} background')}"
 
 
 def mention(thing: SceneObject) -> str:
     """An object's first mention in a description: "an orange anchor"."""
-    return _article(f"{thing.colour} {thing.category}")
+    return with_article(f"{thing.colour} {thing.category}")
 
 
-def _article(words: str) -> str:
+def with_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _join(items: Sequence[str]) -> str:
+def joined(items: Sequence[str]) -> str:
     if len(items) < 3:
         return " and ".join(items)
     return ", ".join(items[:-1]) + f", and {items[-1]}"
 
 
-def _name(thing: SceneObject, objects: Sequence[SceneObject], *, with_colour: bool = False) -> str:
+def name_of(thing: SceneObject, objects: Sequence[SceneObject], *, with_colour: bool = False) -> str:
     """The category, with the color when asked for or when another object shares the category."""
     alone = [other.category for other in objects].count(thing.category) == 1
     return f"{thing.colour} {thing.category}" if with_colour or not alone else thing.category

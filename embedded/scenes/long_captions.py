@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from embedded.scenes.captions import CLOSINGS, NUMBERS, _article, _join, _name, mention, place
+from embedded.scenes.captions import CLOSINGS, NUMBERS, joined, mention, name_of, place, with_article
 from embedded.scenes.pictures import SHAPES
 from embedded.scenes.scene_object import SceneObject
 from embedded.scenes.scenes import SPLITS, planned_objects
@@ -36,9 +36,9 @@ def describe_at_length(rng: np.random.Generator, objects: Sequence[SceneObject],
 
     The place of each object is always told; of relations, sizes and colours as many as a length drawn at random holds.
     """
-    background = _article(f"{texture} {ground} background")
+    background = with_article(f"{texture} {ground} background")
     opening = str(rng.choice(["The image features", "The image shows"]))
-    begin = [f"{opening} {_join([mention(thing) for thing in objects])} on {background}."]
+    begin = [f"{opening} {joined([mention(thing) for thing in objects])} on {background}."]
     begin += [_placed(rng, number, objects) for number in range(len(objects))]
     end = [str(rng.choice(CLOSINGS))]
     more = _more(rng, objects, texture, ground)
@@ -60,7 +60,9 @@ def count_words(sentences: Sequence[str]) -> int:
 def _placed(rng: np.random.Generator, number: int, objects: Sequence[SceneObject]) -> str:
     """Where an object is, in one sentence; later ones are joined to what was said."""
     thing = objects[number]
-    said = f"{_name(thing, objects, with_colour=rng.random() < 0.4)} {rng.choice(['is', 'is located'])} {place(thing)}"
+    said = (
+        f"{name_of(thing, objects, with_colour=rng.random() < 0.4)} {rng.choice(['is', 'is located'])} {place(thing)}"
+    )
     if number and rng.random() < 0.35:
         return f"In addition, the {said}."
     return f"The {said}."
@@ -90,7 +92,7 @@ def _relations(rng: np.random.Generator, objects: Sequence[SceneObject]) -> list
     told = []
     for number, thing in enumerate(objects[1:], start=1):
         before = objects[int(rng.integers(number))]
-        first, second = (_name(each, objects) for each in (thing, before))
+        first, second = (name_of(each, objects) for each in (thing, before))
         told.append(f"The {first} is to the right of the {second}.")
         drop = thing.centre[1] - before.centre[1]
         if abs(drop) > 0.2:
@@ -105,10 +107,10 @@ def _sizes(rng: np.random.Generator, objects: Sequence[SceneObject]) -> list[str
             first, second = second, first
         if abs(first.scale - second.scale) > 0.04:
             than = "larger" if first.scale > second.scale else "smaller"
-            told.append(f"The {_name(first, objects)} is {than} than the {_name(second, objects)}.")
+            told.append(f"The {name_of(first, objects)} is {than} than the {name_of(second, objects)}.")
     if len(objects) > 2:
         largest = max(objects, key=lambda thing: thing.scale)
-        told.append(f"The largest object in the image is the {_name(largest, objects)}.")
+        told.append(f"The largest object in the image is the {name_of(largest, objects)}.")
     return told
 
 

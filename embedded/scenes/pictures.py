@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -36,8 +36,13 @@ def square(image: Image.Image, side: int) -> Image.Image:
 
 def normalise(pixels: UInt8[Tensor, "b 3 H W"]) -> Tensor:
     """Float32 [b, 3, H, W]: CLIP's normalisation of 8-bit pixels."""
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return (pixels.float() / 255 - mean) / std
+    return normalise_unit(pixels.float() / 255)
+
+
+def normalise_unit(pictures: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+    """CLIP's normalisation of pictures in 0..1."""
+    mean, std = (torch.tensor(values, device=pictures.device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (pictures - mean) / std
 
 
 def tag_numbers(scene: Scene) -> list[int]:
@@ -95,14 +100,7 @@ def render_cutout(index: int, *, side: int, seed: int) -> tuple[np.ndarray, list
 
 def cutouts(number: int, *, side: int, seed: int, cache: Path, workers: int = 1) -> tuple[Tensor, list[list[int]]]:
     """`number` cutouts of `render_cutout`, kept in the file `cache`: pixels uint8 [b, 3, side, side], tag numbers."""
-    key = {"number": number, "side": side, "seed": seed}
-    if cache.is_file():
-        stored = torch.load(cache, weights_only=True, mmap=True)
-        if stored["key"] == key:
-            return stored["pixels"], stored["tags"]
-    rendered = render_many(partial(render_cutout, side=side, seed=seed), range(number), workers=workers)
-    pixels, tags = torch.stack([torch.from_numpy(item[0].copy()) for item in rendered]), [item[1] for item in rendered]
-    save_tensors({"key": key, "pixels": pixels, "tags": tags}, cache)
+    pixels, (tags,) = _rendered(partial(render_cutout, side=side, seed=seed), number, ("tags",), cache, workers)
     return pixels, tags
 
 
@@ -111,16 +109,34 @@ def training_scenes(number: int, *, side: int, seed: int, cache: Path, workers: 
 
     Kept in the file `cache`, so that the vision encoder's and LLaVA's training draw them once.
     """
-    key = {"number": number, "side": side, "seed": seed}
+    draw = partial(_render_with_texts, side=side, seed=seed)
+    pixels, (tags, texts) = _rendered(draw, number, ("tags", "texts"), cache, workers)
+    return pixels, tags, texts
+
+
+def _render_with_texts(index: int, *, side: int, seed: int) -> tuple[np.ndarray, list[int], tuple]:
+    pixels, tags, caption, questions = render(index, split="train", side=side, seed=seed)
+    return pixels, tags, (caption, questions)
+
+
+def _rendered(
+    draw: partial, number: int, names: tuple[str, ...], cache: Path, workers: int
+) -> tuple[UInt8[Tensor, "b 3 s s"], list[list]]:
+    """The pixels of `draw(0)` to `draw(number - 1)`, and a list for each of what it gives beside them; kept in a file.
+
+    Args:
+        names: of the lists in the file, which is drawn anew where it holds another number, side or seed.
+    """
+    key = {"number": number, **draw.keywords}
     if cache.is_file():
         stored = torch.load(cache, weights_only=True, mmap=True)
         if stored["key"] == key:
-            return stored["pixels"], stored["tags"], stored["texts"]
-    rendered = render_many(partial(render, split="train", side=side, seed=seed), range(number), workers=workers)
+            return stored["pixels"], [stored[name] for name in names]
+    rendered = render_many(draw, range(number), workers=workers)
     pixels = torch.stack([torch.from_numpy(item[0].copy()) for item in rendered])
-    tags, texts = [item[1] for item in rendered], [(item[2], item[3]) for item in rendered]
-    save_tensors({"key": key, "pixels": pixels, "tags": tags, "texts": texts}, cache)
-    return pixels, tags, texts
+    lists = [[item[place] for item in rendered] for place in range(1, len(names) + 1)]
+    save_tensors({"key": key, "pixels": pixels, **dict(zip(names, lists, strict=True))}, cache)
+    return pixels, lists
 
 
 def render_many(task: partial, indices: range, *, workers: int = 1, title: str = "rendering") -> list:
