@@ -44,7 +44,7 @@ class AutoencoderRecipe:
     second_steps: int = 900
     second_learning_rate: float = 1e-3
     second_squared_weight: float = 20.0
-    decoder_steps: int = 500
+    decoder_steps: int = 3_000
     decoder_learning_rate: float = 1e-3
     clip_weight: float = 0.1  # of the squared error of CLIP's features, as a share of their variance
     kl_weight: float = 1e-3  # of the mean divergence per latent value
