@@ -28,13 +28,15 @@ from torch import Tensor, nn
 from core.atomic import save_tensors
 from core.claim import refuse_other
 from core.errors import GroundingError
+from embedded.recipes.dino_contrast import encode_mosaic, encode_window, nt_xent, pool, wave_positions
 from embedded.recipes.dino_heads import PrototypeHead, assign, cross_entropy, entropies, picture_loss
-from embedded.recipes.dino_views import random_crops, random_masks, random_windows
+from embedded.recipes.dino_objects import Outlined, object_views, outline
+from embedded.recipes.dino_views import random_crops, random_masks, standardise
 from embedded.recipes.fitting import warm_cosine
-from embedded.scenes.pictures import training_scenes
+from embedded.scenes.pictures import cutouts, training_scenes
 
 log = logging.getLogger(__name__)
-SIGNS = ("dino", "ibot", "mean_entropy", "own_entropy", "patch_mean_entropy", "patch_own_entropy")
+SIGNS = ("contrast", "dino", "ibot", "mean_entropy", "own_entropy", "patch_mean_entropy", "patch_own_entropy")
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,17 @@ class DinoRecipe:
     small_crops: int = 2  # of half the large crops' side
     large_area: tuple[float, float] = (0.5, 1.0)
     small_area: tuple[float, float] = (0.15, 0.4)
-    window_size: int = 72  # side of the large crops in the first part
-    window_area: tuple[float, float] = (0.15, 0.35)  # share of a scene that they come from
-    window_steps: int = 540
-    window_batch: int = 64
+    cutouts: int = 40_000
+    cutout_side: int = 64
+    cutout_seed: int = 2
+    object_size: int = 48  # side of the views of one object, alone
+    object_steps: int = 1_500
+    object_batch: int = 128
+    mosaic_steps: int = 930  # after them, with four objects to a picture of full size
+    contrast_temperature: float = 0.15
+    painting_share: float = 0.4  # of `object_steps`, until objects are painted wholly
+    loosening_share: float = 0.7  # of `object_steps`, until they stand anywhere in their view
+    positions: float = 0.4  # amplitude of the waves that the position embeddings start from
     masked: tuple[float, float] = (0.2, 0.4)
     prototypes: int = 512
     hidden: int = 256
@@ -62,10 +71,10 @@ class DinoRecipe:
     student_temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.02, 0.03)  # start, and after `warm_share` of the steps
     warm_share: float = 0.3
-    momentum: float = 0.99  # of the teacher at the start; 1 at the end
-    steps: int = 900  # both parts
+    momentum: float = 0.96  # of the teacher at the start; 1 at the end
+    steps: int = 2_500  # all parts; the last see whole scenes, too
     batch: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.04
     save_every: int = 100  # steps between two training states on disk
     seed: int = 0
@@ -85,6 +94,9 @@ class Learner(nn.Module):
             prototypes=recipe.prototypes,
         )
         self.picture_head, self.patch_head = head(), head()
+        self.object_head = nn.Sequential(
+            nn.Linear(recipe.width, recipe.hidden), nn.GELU(), nn.Linear(recipe.hidden, recipe.bottleneck)
+        )
 
 
 def build_encoder(recipe: DinoRecipe):
@@ -95,7 +107,7 @@ def build_encoder(recipe: DinoRecipe):
     """
     from transformers import Dinov2Config, Dinov2Model
 
-    for name in ("image_size", "window_size"):
+    for name in ("image_size", "object_size"):
         if getattr(recipe, name) % (2 * recipe.patch_size):
             raise GroundingError(
                 f"{name} {getattr(recipe, name)} is no multiple of twice the patch size {recipe.patch_size}, which the "
@@ -111,13 +123,23 @@ def build_encoder(recipe: DinoRecipe):
         patch_size=recipe.patch_size,
         use_mask_token=True,
     )
-    return Dinov2Model(config)
+    encoder = Dinov2Model(config)
+    grid = recipe.image_size // recipe.patch_size
+    with torch.no_grad():
+        encoder.embeddings.position_embeddings[0, 1:] = wave_positions(recipe.width, grid, amplitude=recipe.positions)
+    return encoder
 
 
 def pretrain(
-    recipe: DinoRecipe, output: Path, *, pixels_cache: Path, workers: int = 1, device: str | torch.device = "cpu"
+    recipe: DinoRecipe,
+    output: Path,
+    *,
+    pixels_cache: Path,
+    cutouts_cache: Path,
+    workers: int = 1,
+    device: str | torch.device = "cpu",
 ):
-    """Trains on the training scenes' pixels alone; writes the teacher to `output` (safetensors) and returns it.
+    """Trains on pixels alone, of cutouts and training scenes; writes the teacher to `output` and returns it.
 
     A training state is kept beside the weights every `save_every` steps; a killed run goes on from it to the same end.
 
@@ -128,13 +150,17 @@ def pretrain(
     pixels, _, _ = training_scenes(
         recipe.scenes, side=recipe.scene_side, seed=recipe.seed, cache=pixels_cache, workers=workers
     )
+    small, _ = cutouts(
+        recipe.cutouts, side=recipe.cutout_side, seed=recipe.cutout_seed, cache=cutouts_cache, workers=workers
+    )
+    objects = outline(small)
     output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, student.to(device))
     state_file = output / "training_state.tmp.pt"
     start = trainer.resume(state_file)
     total = torch.zeros(len(SIGNS))
     for step in range(start, recipe.steps):
-        total += torch.tensor(trainer.step(step, pixels))
+        total += torch.tensor(trainer.step(step, pixels, objects))
         if step % 50 == 49:
             _report(step + 1, recipe, total / 50)
             total.zero_()
@@ -165,8 +191,45 @@ class Trainer:
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, partial(warm_cosine, steps=recipe.steps))
 
-    def step(self, number: int, pixels: UInt8[Tensor, "b 3 H W"]) -> tuple[float, ...]:
+    def step(self, number: int, pixels: UInt8[Tensor, "b 3 H W"], objects: Outlined) -> tuple[float, ...]:
         """One step on pictures drawn by the step's number alone; the values named by `SIGNS`, in nats."""
+        contrast = self._contrast(number, objects)
+        loss, signs = contrast, (0.0,) * (len(SIGNS) - 1)
+        if number >= self.recipe.object_steps + self.recipe.mosaic_steps:
+            distilled, signs = self._distil(number, pixels)
+            loss = loss + distilled
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self._follow(number)
+        return (contrast.item(), *signs)
+
+    def _contrast(self, number: int, objects: Outlined) -> Tensor:
+        recipe, generator = self.recipe, self._generator(number)
+        whole, encoder = number >= recipe.object_steps, self.student.encoder
+        start = max(1, recipe.object_steps)
+        views, matte = object_views(
+            objects[torch.randint(len(objects), (recipe.object_batch,), generator=generator)],
+            2,
+            side=recipe.image_size // 2 if whole else recipe.object_size,
+            generator=generator,
+            loose=min(1.0, number / (recipe.loosening_share * start)),
+            painted=min(1.0, 0.2 + 0.8 * number / (recipe.painting_share * start)),
+        )
+        views, matte = standardise(views).to(self.device), matte.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            if whole:
+                features = encode_mosaic(encoder, views, torch.randperm(len(views), generator=generator))
+            else:
+                free = 1 + (recipe.image_size - recipe.object_size) // recipe.patch_size
+                features = encode_window(encoder, views, *torch.randint(free, (2,), generator=generator).tolist())
+            projected = self.student.object_head(pool(features, matte))
+        return nt_xent(projected, recipe.contrast_temperature)
+
+    def _distil(self, number: int, pixels: Tensor) -> tuple[Tensor, tuple[float, ...]]:
+        """DINO's and iBOT's loss on whole scenes; all of `SIGNS` but the first."""
         recipe, (large, small, hidden) = self.recipe, self.views(number, pixels)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             pictures, patches = self._teach(number, large, hidden)
@@ -178,26 +241,20 @@ class Trainer:
             dino = picture_loss(pictures.unflatten(0, (2, -1)), cosines, recipe.student_temperature)
             foretold = self.student.patch_head(seen[:, 1:][hidden])
             ibot = cross_entropy(patches, foretold, recipe.student_temperature).mean()
-        self.optimiser.zero_grad()
-        (dino + ibot).backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimiser.step()
-        self.schedule.step()
-        self._follow(number)
-        return (dino.item(), ibot.item(), *entropies(pictures), *entropies(patches))
+        return dino + ibot, (dino.item(), ibot.item(), *entropies(pictures), *entropies(patches))
 
     def views(self, number: int, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Two large crops of each picture, the small crops, and the large crops' hidden cells."""
-        recipe, generator = self.recipe, torch.Generator().manual_seed(1_000_003 * self.recipe.seed + number)
-        first = number < recipe.window_steps
-        batch, side = (recipe.window_batch, recipe.window_size) if first else (recipe.batch, recipe.image_size)
-        scenes = pixels[torch.randint(len(pixels), (batch,), generator=generator)].to(self.device).float() / 255
-        windows = random_windows(batch, area=recipe.window_area, generator=generator) if first else None
-        crops = partial(random_crops, scenes, windows=windows, generator=generator)
+        """Two large crops of each scene, the small crops, and the large crops' hidden cells."""
+        recipe, generator, side = self.recipe, self._generator(number), self.recipe.image_size
+        chosen = torch.randint(len(pixels), (recipe.batch,), generator=generator)
+        crops = partial(random_crops, pixels[chosen].to(self.device).float() / 255, generator=generator)
         large = crops(2, side=side, area=recipe.large_area).flatten(0, 1)
         small = crops(recipe.small_crops, side=side // 2, area=recipe.small_area).flatten(0, 1)
         hidden = random_masks(len(large), grid=side // recipe.patch_size, share=recipe.masked, generator=generator)
         return large, small, hidden.to(self.device)
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(1_000_003 * self.recipe.seed + number)
 
     @torch.no_grad()
     def _teach(self, number: int, large: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +300,7 @@ class Trainer:
 
 def _report(step: int, recipe: DinoRecipe, signs: Tensor) -> None:
     log.info(
-        "DINO: step %d of %d, class token %.3f, hidden cells %.3f; entropy of the mean and own: "
+        "DINO: step %d of %d, objects %.3f, class token %.3f, hidden cells %.3f; entropy of the mean and own: "
         "pictures %.2f, %.2f, cells %.2f, %.2f (of at most %.2f)",
         step, recipe.steps, *signs.tolist(), math.log(recipe.prototypes),
     )  # fmt: skip
