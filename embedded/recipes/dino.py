@@ -1,15 +1,18 @@
 """Recipe of the embedded DINO encoder: a small vision transformer that teaches itself, without labels or captions.
 
-A student sees crops of a scene, the large ones with cells hidden; a teacher, the slow average of the student, sees the
-large crops whole. The class token foretells what the teacher says of another crop (DINO's loss), a hidden cell what the
-teacher says of that cell (iBOT's). It starts with crops of small windows, where about one object stands and a picture
-costs a third, and goes on with whole scenes at full size. The teacher is kept, as a `Dinov2Model`.
+First an object's patches learn to say the same in two views of it and nothing like another object's
+(`embedded.recipes.dino_contrast`); the views share its shape, not its colours or ground
+(`embedded.recipes.dino_objects`). Objects start centred and half painted as bare shapes, and stand four to a picture
+later. The last few steps add whole scenes: a student sees crops, the large ones with cells hidden; a teacher, the slow
+average of the student, sees the large crops whole; the class token foretells what the teacher says of another crop
+(DINO's loss), a hidden cell what the teacher says of that cell (iBOT's). The teacher is kept, as a `Dinov2Model`.
 
-Known limit: so few steps teach it what is object and what ground, and to tell scenes apart, but no object's category:
-there `embedded.recipes.dino_probe.measure` stays at chance.
+Known limit: it hardly knows categories. The scenes' probe (`embedded.encoder_study.probes`) stays far below the 60 %
+hoped for; docs/embedded.md has the curve, which was still rising when the learning rate had fallen.
 
-Source: DINOv2 (Oquab et al. 2023), section 4: separate heads, Sinkhorn-Knopp, full size last. Differs: no KoLeo term,
-large crops are always masked, a sharper teacher (so few pictures a batch say too little at 0.04).
+Source: DINOv2 (Oquab et al. 2023), section 4: separate heads, Sinkhorn-Knopp. Differs: the contrast, which DINOv2 has
+not, most of the steps; no KoLeo term, large crops are always masked, a sharper teacher (so few pictures a batch say too
+little at 0.04).
 """
 
 from __future__ import annotations
@@ -177,6 +180,10 @@ class Trainer:
     """Student, teacher and the optimiser; one `step` after the other."""
 
     def __init__(self, recipe: DinoRecipe, student: Learner) -> None:
+        if recipe.object_batch % 2:
+            raise GroundingError(
+                f"object_batch {recipe.object_batch} is odd, but its two views go four to a picture; make it even"
+            )
         self.recipe, self.student = recipe, student.train()
         self.device = student.picture_head.prototypes.device
         if self.device.type == "cpu":
