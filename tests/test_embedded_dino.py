@@ -12,8 +12,9 @@ import torch
 from core.encoders.combined import combine
 from core.errors import GroundingError
 from embedded.recipes import dino
-from embedded.recipes.dino import DinoRecipe, Learner, Trainer, build_encoder, pretrain
+from embedded.recipes.dino import Trainer, pretrain
 from embedded.recipes.dino_heads import PrototypeHead, assign, cross_entropy, entropies, picture_loss
+from embedded.recipes.dino_model import DinoRecipe, Learner, build_encoder
 from embedded.recipes.dino_objects import outline
 from embedded.recipes.dino_probe import MIXED, OFF, cell_labels, figure, linear_accuracy, measure, patch_features
 from embedded.recipes.dino_views import random_crops, random_masks, standardise

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from embedded.recipes.dino import DinoRecipe, build_encoder
 from embedded.recipes.dino_contrast import encode_mosaic, encode_window, nt_xent, pool, wave_positions
+from embedded.recipes.dino_model import DinoRecipe, build_encoder
 from embedded.recipes.dino_objects import object_views, outline
 from embedded.scenes.scenes import make_scene
 
