@@ -78,7 +78,8 @@ def _train(part: str, options: argparse.Namespace) -> None:
     elif part == "llava":
         llava.train(llava.LmmRecipe(), work / "vision", options.output / "llava", workers=workers)
     elif part == "dino":
-        dino.pretrain(dino.DinoRecipe(), work / "dino", pixels_cache=work / "scenes160.pt", workers=workers)
+        caches = {"pixels_cache": work / "scenes160.pt", "cutouts_cache": work / "dino_cutouts.pt"}
+        dino.pretrain(dino.DinoRecipe(), work / "dino", **caches, workers=workers)
     elif part == "diffusion":
         _train_diffusion(options)
     elif part == "reader":

@@ -12,16 +12,20 @@ import torch
 from core.encoders.combined import combine
 from core.errors import GroundingError
 from embedded.recipes import dino
-from embedded.recipes.dino import DinoRecipe, Learner, Trainer, build_encoder, pretrain
+from embedded.recipes.dino import Trainer, pretrain
 from embedded.recipes.dino_heads import PrototypeHead, assign, cross_entropy, entropies, picture_loss
+from embedded.recipes.dino_model import DinoRecipe, Learner, build_encoder
+from embedded.recipes.dino_objects import outline
 from embedded.recipes.dino_probe import MIXED, OFF, cell_labels, figure, linear_accuracy, measure, patch_features
-from embedded.recipes.dino_views import random_crops, random_masks, random_windows, standardise
+from embedded.recipes.dino_views import random_crops, random_masks, standardise
 from embedded.scenes.glyphs import CATEGORIES
+from embedded.scenes.pictures import render_cutout
 from embedded.scenes.scenes import COLOURS, make_scene
 
 RECIPE = DinoRecipe(
-    image_size=48, patch_size=12, width=32, layers=2, heads=2, scene_side=64, scenes=16, window_size=24,
-    window_steps=3, window_batch=6, prototypes=24, hidden=32, bottleneck=16, steps=6, batch=4, save_every=2,
+    image_size=48, patch_size=12, width=32, layers=2, heads=2, scene_side=64, scenes=16, cutouts=24,
+    cutout_side=32, object_size=24, object_steps=2, object_batch=8, mosaic_steps=2, prototypes=24, hidden=32,
+    bottleneck=16, steps=6, batch=4, save_every=2,
 )  # fmt: skip
 
 
@@ -34,15 +38,25 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("dino") / "scenes.pt"
 
 
+def learn(recipe, output, cache):
+    return pretrain(recipe, output, pixels_cache=cache, cutouts_cache=cache.with_name("cutouts.pt"))
+
+
 @pytest.fixture(scope="module")
 def trained(cache):
     directory = cache.parent / "whole"
-    return pretrain(RECIPE, directory, pixels_cache=cache), directory
+    return learn(RECIPE, directory, cache), directory
 
 
 @pytest.fixture
 def pixels():
     return torch.randint(256, (RECIPE.scenes, 3, 64, 64), generator=generator(), dtype=torch.uint8)
+
+
+@pytest.fixture
+def objects():
+    drawn = [render_cutout(number, side=64, seed=2)[0] for number in range(12)]
+    return outline(torch.stack([torch.from_numpy(one.copy()) for one in drawn]))
 
 
 def test_whole_crops_without_jitter_are_the_picture_or_its_mirror():
@@ -80,17 +94,6 @@ def test_crops_show_a_share_of_the_picture(size):
     assert min(left.min(), top.min()) > -0.02 and max(right.max(), bottom.max()) < 1.02
     stretched = (right - left) / (bottom - top)
     assert stretched.min() > 1 / 1.27 and stretched.max() < 1.27 and stretched.std() > 0.05
-
-
-def test_crops_stay_in_their_windows():
-    windows = random_windows(64, area=(0.1, 0.3), generator=generator(5))
-    x, y, half = windows.T
-    assert (half**2).min() >= 0.1 and (half**2).max() <= 0.3
-    assert ((x.abs() + half) <= 1 + 1e-6).all() and ((y.abs() + half) <= 1 + 1e-6).all()
-    for centre, ramp in zip((x, y), ramps((40, 60)), strict=True):
-        low, high = reach(ramp, area=(0.5, 1.0), windows=windows)
-        assert (low > (centre - half + 1) / 2 - 0.02).all() and (high < (centre + half + 1) / 2 + 0.02).all()
-        assert ((high - low) / half).min() > 0.5**0.5 / 1.25**0.5 - 0.05
 
 
 def test_jitter_keeps_the_hue_of_a_plain_colour():
@@ -180,17 +183,17 @@ def test_views_depend_on_seed_and_step_alone(pixels):
     assert not torch.equal(first[0], reseeded.views(3, pixels)[0])
 
 
-@pytest.mark.parametrize(("step", "batch", "side"), [(2, 6, 24), (3, 4, 48)])
-def test_windows_come_first_and_whole_scenes_after(pixels, step, batch, side):
-    large, small, hidden = Trainer(RECIPE, Learner(RECIPE)).views(step, pixels)
-    assert large.shape == (2 * batch, 3, side, side) and small.shape == (2 * batch, 3, side // 2, side // 2)
-    assert hidden.shape == (2 * batch, (side // 12) ** 2)
+def test_scenes_come_last_and_objects_always(pixels, objects):
+    trainer = Trainer(RECIPE, Learner(RECIPE))
+    signs = [trainer.step(number, pixels, objects) for number in range(6)]
+    assert all(one[0] > 0 for one in signs)
+    assert all(not any(one[1:]) for one in signs[:4]) and all(min(one[1:3]) > 0 for one in signs[4:])
 
 
 def test_crops_of_a_picture_stand_one_batch_apart():
     plain = torch.arange(0, 16 * 15, 15, dtype=torch.uint8).view(16, 1, 1, 1).expand(16, 3, 64, 64)
     flat = partial(dino.random_crops, jitter=0.0)
-    for step in (0, 4):
+    for step in (4, 5):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dino, "random_crops", flat)
             large, small, _ = Trainer(RECIPE, Learner(RECIPE)).views(step, plain)
@@ -199,23 +202,26 @@ def test_crops_of_a_picture_stand_one_batch_apart():
         assert torch.allclose(torch.cat([first, second]), small.mean((1, 2, 3)), atol=1e-4)
 
 
-def test_the_teacher_is_the_slow_average_of_the_student(pixels):
+def test_the_teacher_is_the_slow_average_of_the_student(pixels, objects):
     trainer = Trainer(RECIPE, Learner(RECIPE))
     before = trainer.teacher.picture_head.prototypes.clone()
-    trainer.step(0, pixels)
+    trainer.step(5, pixels, objects)
+    rest = (1 - RECIPE.momentum) * 0.5 * (1 + math.cos(math.pi * 5 / 6))
     now, student = trainer.teacher.picture_head.prototypes, trainer.student.picture_head.prototypes
-    assert torch.allclose(now, before + (1 - RECIPE.momentum) * (student - before), atol=1e-7)
+    assert torch.allclose(now, before + rest * (student - before), atol=1e-7)
     assert not any(parameter.requires_grad for parameter in trainer.teacher.parameters())
     held = trainer.teacher.picture_head.prototypes.clone()
     trainer._follow(RECIPE.steps)
     assert torch.equal(trainer.teacher.picture_head.prototypes, held)  # at the end it stands still
 
 
-def test_both_losses_fall_and_nothing_collapses(trained, cache):
+def test_both_losses_fall_and_nothing_collapses(trained, cache, objects):
     pixels = torch.load(cache, weights_only=True)["pixels"]
-    recipe = replace(RECIPE, steps=80, batch=8, window_steps=0)
+    recipe = replace(
+        RECIPE, steps=80, batch=8, object_steps=0, mosaic_steps=0, learning_rate=1e-3, momentum=0.99, positions=0.02
+    )
     trainer = Trainer(recipe, Learner(recipe))
-    signs = torch.tensor([trainer.step(number, pixels) for number in range(60)])
+    signs = torch.tensor([trainer.step(number, pixels, objects)[1:] for number in range(60)])
     start, end, nothing_known = signs[:10].mean(0), signs[-10:].mean(0), math.log(recipe.prototypes)
     assert end[0] < start[0] - 0.3 and end[1] < start[1] - 0.3
     assert end[0] < nothing_known - 0.03 and end[1] < nothing_known - 0.2
@@ -240,38 +246,47 @@ def test_what_is_written_loads_and_names_no_path(trained):
 def test_killed_training_ends_where_the_whole_one_does(trained, cache, tmp_path, monkeypatch):
     real = Trainer.step
 
-    def killed(self, number, pixels):
+    def killed(self, number, *data):
         if number == 3:
             raise KeyboardInterrupt
-        return real(self, number, pixels)
+        return real(self, number, *data)
 
     monkeypatch.setattr(Trainer, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(RECIPE, tmp_path, pixels_cache=cache)
+        learn(RECIPE, tmp_path, cache)
     assert (tmp_path / "training_state.tmp.pt").is_file()
-    with pytest.raises(GroundingError, match=r"learning_rate .* then, 0\.002 now"):
-        pretrain(replace(RECIPE, learning_rate=2e-3), tmp_path, pixels_cache=cache)
+    with pytest.raises(GroundingError, match=r"learning_rate .* then, 0\.005 now"):
+        learn(replace(RECIPE, learning_rate=5e-3), tmp_path, cache)
     done = []
-    monkeypatch.setattr(Trainer, "step", lambda self, number, p: done.append(number) or real(self, number, p))
-    resumed = pretrain(RECIPE, tmp_path, pixels_cache=cache)
+    monkeypatch.setattr(Trainer, "step", lambda self, number, *data: done.append(number) or real(self, number, *data))
+    resumed = learn(RECIPE, tmp_path, cache)
     assert done == [2, 3, 4, 5] and not (tmp_path / "training_state.tmp.pt").exists()
     whole = trained[0].state_dict()
     assert all(torch.equal(value, whole[name]) for name, value in resumed.state_dict().items())
 
 
 def test_progress_names_losses_and_entropies(cache, tmp_path, monkeypatch, caplog):
-    values = (1.25, 2.5, 3.0, 0.5, 2.0, 0.75)
-    monkeypatch.setattr(Trainer, "step", lambda self, number, pixels: values)
+    values = (4.5, 1.25, 2.5, 3.0, 0.5, 2.0, 0.75)
+    monkeypatch.setattr(Trainer, "step", lambda self, number, *data: values)
     with caplog.at_level("INFO", logger=dino.__name__):
-        pretrain(replace(RECIPE, steps=100, save_every=1000), tmp_path, pixels_cache=cache)
+        learn(replace(RECIPE, steps=100, save_every=1000), tmp_path, cache)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2 and "step 100 of 100" in lines[1]
-    assert "class token 1.250, hidden cells 2.500" in lines[1] and "pictures 3.00, 0.50, cells 2.00, 0.75" in lines[1]
+    assert (
+        "objects 4.500, class token 1.250, hidden cells 2.500" in lines[1]
+        and "pictures 3.00, 0.50, cells 2.00, 0.75" in lines[1]
+    )
 
 
 def test_sizes_must_be_whole_cells():
-    with pytest.raises(GroundingError, match="window_size 36 is no multiple of twice the patch size 12"):
-        build_encoder(replace(RECIPE, window_size=36))
+    with pytest.raises(GroundingError, match="object_size 36 is no multiple of twice the patch size 12"):
+        build_encoder(replace(RECIPE, object_size=36))
+
+
+def test_mosaics_need_an_even_number_of_objects():
+    recipe = replace(RECIPE, object_batch=7)
+    with pytest.raises(GroundingError, match="object_batch 7 is odd"):
+        Trainer(recipe, Learner(recipe))
 
 
 def test_features_are_those_of_the_comparison_encoder(trained):

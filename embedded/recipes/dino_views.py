@@ -19,7 +19,6 @@ def random_crops(
     side: int,
     area: tuple[float, float],
     generator: torch.Generator,
-    windows: Float[Tensor, "b 3"] | None = None,
     stretch: float = 1.25,
     jitter: float = 0.3,
     grey: float = 0.2,
@@ -30,9 +29,8 @@ def random_crops(
         unit: colours in 0..1.
         views: crops of each picture.
         side: of the result, in pixels.
-        area: smallest and largest share of the picture, or of its window, that a crop shows.
+        area: smallest and largest share of the picture that a crop shows.
         generator: on the CPU, so that every device sees the same crops.
-        windows: what part of each picture counts, from `random_windows`; by default all of it.
         stretch: the largest factor between a crop's sides.
         jitter: brightness, contrast and saturation change by at most this share; hue does not, for colours are words.
         grey: the share of crops without colour, so that colour alone does not tell two pictures apart.
@@ -49,10 +47,6 @@ def random_crops(
     theta[:, 1, 1] = height
     theta[:, 0, 2] = _uniform(number, -1.0, 1.0, generator) * (1 - width)
     theta[:, 1, 2] = _uniform(number, -1.0, 1.0, generator) * (1 - height)
-    if windows is not None:
-        x, y, half = windows.repeat(views, 1).T
-        theta = theta * half.view(-1, 1, 1)
-        theta[:, :, 2] += torch.stack([x, y], dim=1)
     factors = 1 + jitter * _uniform(3 * number, -1.0, 1.0, generator).view(3, number, 1, 1, 1)
     factors[2] *= (torch.rand(number, generator=generator) >= grey).float().view(-1, 1, 1, 1)
     grid = F.affine_grid(theta.to(unit.device), [number, 3, side, side], align_corners=False)
@@ -60,17 +54,6 @@ def random_crops(
     seen = F.grid_sample(unit, below, padding_mode="reflection", align_corners=False)
     seen = seen.unflatten(2, (views, side)).permute(2, 0, 1, 3, 4).flatten(0, 1)
     return standardise(_recolour(seen, *factors.to(unit.device))).unflatten(0, (views, pictures))
-
-
-def random_windows(number: int, *, area: tuple[float, float], generator: torch.Generator) -> Float[Tensor, "b 3"]:
-    """Squares inside the picture: x and y of the centre and half the side, in units where the picture is -1..1.
-
-    Args:
-        area: smallest and largest share of the picture.
-    """
-    half = _uniform(number, *area, generator).sqrt()
-    x, y = (_uniform(number, -1.0, 1.0, generator) * (1 - half) for _ in range(2))
-    return torch.stack([x, y, half], dim=1)
 
 
 def standardise(unit: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
