@@ -1,10 +1,14 @@
-"""How a run claims its folder: a JSON file with its configuration, which the same run accepts and another refuses."""
+"""How a run claims its folder: a JSON file with its configuration, which the same run accepts and another refuses.
+
+While it trains there, it also holds the folder, so that the same run started twice does not undo what the first writes.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from core.provenance import package_versions
 
 FORMAT = 2  # of the claim and of the records beside it
 LISTED = 6  # changed settings that a refusal names; more are counted
+LOCK = "training.lock"
 ABSENT = object()
 
 
@@ -50,6 +55,36 @@ def claim(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(about, indent=2).encode())
     return about
+
+
+@contextmanager
+def hold(folder: str | Path, *, rank: int = 0) -> Iterator[None]:
+    """Hold a folder for this process, or its group of processes, until the end of the block; a killed one lets it go.
+
+    Args:
+        folder: of the run; made if absent. The file "training.lock" stays in it.
+        rank: number of this process where several share the folder; only 0 holds it, for all.
+
+    Raises:
+        GroundingError: another process holds it.
+    """
+    if rank:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise GroundingError(
+            f"another process is training in {str(folder)!r}; wait until it ends, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_claim(file: str | Path) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
 
-from core.claim import claim, read_claim
+from core.claim import claim, hold, read_claim
 from core.errors import GroundingError
 from core.training.recipes import stage_recipe
 
@@ -82,3 +84,19 @@ def test_a_training_run_claimed_before_there_was_a_config_goes_on(tmp_path):
     assert claim(tmp_path / "recipe.json", settings)["config"] == json.loads(json.dumps(settings))
     with pytest.raises(GroundingError, match="max_steps -1 then, 5 now"):
         claim(tmp_path / "recipe.json", {**settings, "max_steps": 5})
+
+
+def test_a_folder_that_another_process_trains_in_is_refused_until_that_one_ends(tmp_path):
+    code = (
+        "import sys; from core.claim import hold\nwith hold(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(GroundingError, match=r"another process is training in .*run'; wait until it ends"):
+            hold(tmp_path / "run").__enter__()
+        with hold(tmp_path / "run", rank=1):  # of a group whose first process holds the folder for all
+            pass
+        other.kill()
+    with hold(tmp_path / "run"):
+        pass

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from core.checkpoints import load_checkpoint
-from core.claim import claim
+from core.claim import claim, hold
 from core.errors import GroundingError
 from core.prompts import adopt_template
 from core.training.collator import Collator
@@ -72,7 +72,7 @@ def train(
 
     Raises:
         GroundingError: unreadable model or data; a batch that cannot be divided; `output` holds a run with another
-            recipe, model or data; with missing="raise", an unreadable picture.
+            recipe, model or data, or another process trains there; with missing="raise", an unreadable picture.
 
     Source: paper section 4.1 (LLaVA-1.5's recipe).
     """
@@ -81,44 +81,46 @@ def train(
     arguments = training_arguments(recipe, options, output)
     settings = {"model": str(model), "data": str(data), "recipe": asdict(recipe), "max_steps": options.max_steps}
     output.mkdir(parents=True, exist_ok=True)
-    claim(output / "recipe.json", settings, rank=int(os.environ.get("RANK", "0")))
-    network, processor = load_checkpoint(model, device="cpu", dtype=frozen_dtype(recipe, options))
-    torch.manual_seed(recipe.seed)
-    network = prepare_stage(network, recipe)
-    network.config.get_text_config().use_cache = False
-    adopt_template(processor, recipe.template)
-    dataset = ConversationData(
-        samples,
-        processor,
-        template=recipe.template,
-        max_length=recipe.max_length,
-        pad=recipe.pad,
-        missing=options.missing,
-        skipped=output / "skipped.jsonl",
-    )
-    sampler = EpochSampler(
-        [sample.length for sample in samples],
-        [sample.image is not None for sample in samples],
-        batch=recipe.mean_over if recipe.loss_batch else arguments.per_device_train_batch_size,
-        group=recipe.batch if recipe.group else None,
-        seed=recipe.seed,
-    )
-    checkpoint = last_checkpoint(output)
-    trainer = build_trainer(
-        network,
-        arguments,
-        data=dataset,
-        collator=make_collator(dataset, network.config.image_token_id),
-        sampler=sampler,
-        recipe=recipe,
-        losses=output / FILE,
-        checkpoint=checkpoint,
-        progress=options.progress,
-    )
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return save_result(trainer, dataset.processor, output)
+    rank = int(os.environ.get("RANK", "0"))
+    claim(output / "recipe.json", settings, rank=rank)
+    with hold(output, rank=rank):
+        network, processor = load_checkpoint(model, device="cpu", dtype=frozen_dtype(recipe, options))
+        torch.manual_seed(recipe.seed)
+        network = prepare_stage(network, recipe)
+        network.config.get_text_config().use_cache = False
+        adopt_template(processor, recipe.template)
+        dataset = ConversationData(
+            samples,
+            processor,
+            template=recipe.template,
+            max_length=recipe.max_length,
+            pad=recipe.pad,
+            missing=options.missing,
+            skipped=output / "skipped.jsonl",
+        )
+        sampler = EpochSampler(
+            [sample.length for sample in samples],
+            [sample.image is not None for sample in samples],
+            batch=recipe.mean_over if recipe.loss_batch else arguments.per_device_train_batch_size,
+            group=recipe.batch if recipe.group else None,
+            seed=recipe.seed,
+        )
+        checkpoint = last_checkpoint(output)
+        trainer = build_trainer(
+            network,
+            arguments,
+            data=dataset,
+            collator=make_collator(dataset, network.config.image_token_id),
+            sampler=sampler,
+            recipe=recipe,
+            losses=output / FILE,
+            checkpoint=checkpoint,
+            progress=options.progress,
+        )
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return save_result(trainer, dataset.processor, output)
 
 
 def training_arguments(recipe: Recipe, options: RunOptions, output: Path) -> Any:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from core.atomic import write_atomically
-from core.claim import claim, read_object, refuse_other
+from core.claim import claim, hold, read_object, refuse_other
 from core.errors import GroundingError
 from core.training.loss_log import FILE, append_loss, rewind
 from core.training.stages import visual_parts
@@ -99,7 +99,7 @@ def run_stage(
 
     Raises:
         GroundingError: unknown variant; stage 2 without a start; held-out scenes among the recipe's; `output` holds a
-            finished run with other settings.
+            finished run with other settings, or another process trains there.
     """
     variant, result = find_variant(name), output / "result.json"
     told = {key: value for key, value in asdict(recipe).items() if value is not None}
@@ -118,7 +118,8 @@ def run_stage(
         load_learnt(model, start / "model")
     prepare(model, recipe.stage)
     frozen = data.cache.frozen(variant, range(recipe.scenes))
-    _train(model, processor.tokenizer, data.texts, frozen, recipe, output, seed=seed, title=f"{name}, {seed}")
+    with hold(output):
+        _train(model, processor.tokenizer, data.texts, frozen, recipe, output, seed=seed, title=f"{name}, {seed}")
     held_out = data.cache.frozen(variant, data.held_out)
     texts = [data.texts[number] for number in data.held_out]
     loss = held_out_loss(model, processor.tokenizer, texts, held_out, recipe.stage)
