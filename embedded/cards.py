@@ -105,7 +105,7 @@ float16.
 
 **Recipe.** `python -m embedded.train --only vision diffusion reader difflmm`. The VAE
 (`embedded/recipes/autoencoder.py`) and the text-conditioned U-Net (`embedded/recipes/diffusion.py`) learn to paint the
-scenes, CLIP is the embedded LLaVA's; all three are then frozen. Settings were changed while VAE and U-Net were trained
+scenes, CLIP is the embedded LLaVA's; all three are then frozen. Settings were changed while the U-Net was trained
 (see `docs/embedded.md`), so a fresh run gives nearly, not exactly, these weights. {TWO_STAGES} The captioner and the
 positional encodings learn in both stages.
 
