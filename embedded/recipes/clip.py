@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from einops import repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from embedded.recipes.fitting import warm_cosine
+from embedded.recipes.waves import plane_waves
 from embedded.scenes.captions import PLACES, told_places
 from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.pictures import TAGS, multi_hot, normalise, render_many, render_one_object, training_scenes
@@ -133,17 +133,12 @@ def add_waves(encoder, pixels: Float[Tensor, "b 3 s s"], *, longest: float = 84.
         encoder: a `CLIPVisionModel`, changed in place.
         pixels: some pictures, normalised.
         longest, shortest: of the waves, in cells.
-
-    Source: He et al. 2022, "Masked autoencoders are scalable vision learners", appendix A.1 (fixed waves in 2-D).
     """
     embeddings = encoder.embeddings
     strength = embeddings.patch_embedding(pixels).square().mean().sqrt()
     side, width = embeddings.image_size // embeddings.patch_size, encoder.config.hidden_size
-    frequencies = 2 * math.pi / torch.logspace(math.log10(shortest), math.log10(longest), width // 4)
-    phases = torch.arange(side)[:, None] * frequencies
-    waves = torch.cat([phases.sin(), phases.cos()], dim=1)
-    rows, columns = repeat(waves, "h c -> (h w) c", w=side), repeat(waves, "w c -> (h w) c", h=side)
-    embeddings.position_embedding.weight[1:] += 2**0.5 * strength * torch.cat([rows, columns], dim=1)
+    rates = 2 * math.pi / torch.logspace(math.log10(shortest), math.log10(longest), width // 4)
+    embeddings.position_embedding.weight[1:] += 2**0.5 * strength * plane_waves(side, rates)
 
 
 def place_tags(captions: Sequence[str]) -> Float[Tensor, "b p"]:

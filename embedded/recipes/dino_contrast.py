@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from embedded.recipes.waves import plane_waves
+
 
 def wave_positions(width: int, grid: int, *, amplitude: float) -> Float[Tensor, "k c"]:
     """Sines and cosines of the row and the column of each cell, to start position embeddings from.
@@ -18,10 +20,7 @@ def wave_positions(width: int, grid: int, *, amplitude: float) -> Float[Tensor, 
     Source: fixed two-dimensional position embeddings of MoCo v3 (Chen, Xie and He 2021), here a start only.
     """
     rates = 10_000 ** (-torch.arange(width // 4) / (width // 4)) * torch.pi / 2
-    angle = torch.arange(grid).float()[:, None] * rates
-    line = torch.cat([angle.sin(), angle.cos()], dim=1)
-    rows, columns = line[:, None].expand(grid, grid, -1), line[None].expand(grid, grid, -1)
-    return amplitude * torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    return amplitude * plane_waves(grid, rates)
 
 
 def encode_window(encoder, pixels: Float[Tensor, "b 3 s s"], row: int, column: int) -> Float[Tensor, "b k c"]:
