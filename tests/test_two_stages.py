@@ -136,6 +136,21 @@ def test_a_killed_run_is_not_gone_on_with_under_other_settings(data, tmp_path, m
         run_stage("sd_pe", data, tmp_path, ONE, seed=3)
 
 
+def test_the_same_run_is_refused_until_the_first_has_written_its_result(data, tmp_path, monkeypatch):
+    real, refused = two_stages.held_out_loss, []
+
+    def measured_while_another_starts(*arguments):
+        before = read_losses(tmp_path)
+        with pytest.raises(GroundingError, match="another process is training in"):
+            run_stage("sd_pe", data, tmp_path, ONE, seed=2)
+        refused.append(read_losses(tmp_path) == before)
+        return real(*arguments)
+
+    monkeypatch.setattr(two_stages, "held_out_loss", measured_while_another_starts)
+    model = run_stage("sd_pe", data, tmp_path, ONE, seed=2)
+    assert refused == [True] and run_stage("sd_pe", data, tmp_path, ONE, seed=2) == model
+
+
 def test_stage_two_needs_a_start_and_held_out_scenes_stay_out(data, tmp_path):
     with pytest.raises(GroundingError, match="start"):
         run_stage("clip", data, tmp_path / "x", TWO, seed=0)

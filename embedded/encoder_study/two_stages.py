@@ -113,22 +113,22 @@ def run_stage(
     if recipe.scenes > data.held_out.start:
         raise GroundingError(f"{recipe.scenes} scenes to train on reach into the held-out ones {data.held_out}")
     claim(output / "recipe.json", settings)
-    model, processor = build_llava(variant, data.cache.parts, seed=seed)
-    if start is not None:
-        load_learnt(model, start / "model")
-    prepare(model, recipe.stage)
-    frozen = data.cache.frozen(variant, range(recipe.scenes))
     with hold(output):
+        model, processor = build_llava(variant, data.cache.parts, seed=seed)
+        if start is not None:
+            load_learnt(model, start / "model")
+        prepare(model, recipe.stage)
+        frozen = data.cache.frozen(variant, range(recipe.scenes))
         _train(model, processor.tokenizer, data.texts, frozen, recipe, output, seed=seed, title=f"{name}, {seed}")
-    held_out = data.cache.frozen(variant, data.held_out)
-    texts = [data.texts[number] for number in data.held_out]
-    loss = held_out_loss(model, processor.tokenizer, texts, held_out, recipe.stage)
-    model.set_attn_implementation({"text_config": "sdpa"})
-    model.eval().save_pretrained(output / "model")
-    processor.save_pretrained(output / "model")
-    found = {**settings, "steps": recipe.steps, "held_out_loss": loss}
-    write_atomically(result, json.dumps(found, indent=2).encode())
-    log.info("%s, seed %d, stage %d: held-out loss %.4f", name, seed, recipe.stage, loss)
+        held_out = data.cache.frozen(variant, data.held_out)
+        texts = [data.texts[number] for number in data.held_out]
+        loss = held_out_loss(model, processor.tokenizer, texts, held_out, recipe.stage)
+        model.set_attn_implementation({"text_config": "sdpa"})
+        model.eval().save_pretrained(output / "model")
+        processor.save_pretrained(output / "model")
+        found = {**settings, "steps": recipe.steps, "held_out_loss": loss}
+        write_atomically(result, json.dumps(found, indent=2).encode())
+        log.info("%s, seed %d, stage %d: held-out loss %.4f", name, seed, recipe.stage, loss)
     return output / "model"
 
 
