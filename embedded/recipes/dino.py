@@ -36,7 +36,7 @@ from embedded.recipes.dino_heads import assign, cross_entropy, entropies, pictur
 from embedded.recipes.dino_model import DinoRecipe, Learner
 from embedded.recipes.dino_objects import Outlined, object_views, outline
 from embedded.recipes.dino_views import random_crops, random_masks, standardise
-from embedded.recipes.fitting import warm_cosine
+from embedded.recipes.fitting import step_generator, warm_cosine
 from embedded.scenes.pictures import cutouts, training_scenes
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Trainer:
         return (contrast.item(), *signs)
 
     def _contrast(self, number: int, objects: Outlined) -> Tensor:
-        recipe, generator = self.recipe, self._generator(number)
+        recipe, generator = self.recipe, step_generator(self.recipe.seed, number)
         whole, encoder = number >= recipe.object_steps, self.student.encoder
         start = max(1, recipe.object_steps)
         views, matte = object_views(
@@ -162,16 +162,13 @@ class Trainer:
 
     def views(self, number: int, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two large crops of each scene, the small crops, and the large crops' hidden cells."""
-        recipe, generator, side = self.recipe, self._generator(number), self.recipe.image_size
+        recipe, generator, side = self.recipe, step_generator(self.recipe.seed, number), self.recipe.image_size
         chosen = torch.randint(len(pixels), (recipe.batch,), generator=generator)
         crops = partial(random_crops, pixels[chosen].to(self.device).float() / 255, generator=generator)
         large = crops(2, side=side, area=recipe.large_area).flatten(0, 1)
         small = crops(recipe.small_crops, side=side // 2, area=recipe.small_area).flatten(0, 1)
         hidden = random_masks(len(large), grid=side // recipe.patch_size, share=recipe.masked, generator=generator)
         return large, small, hidden.to(self.device)
-
-    def _generator(self, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(1_000_003 * self.recipe.seed + number)
 
     @torch.no_grad()
     def _teach(self, number: int, large: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

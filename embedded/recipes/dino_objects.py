@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedded.recipes.dino_views import LUMA
+from embedded.recipes.dino_views import grey_values, sample_views, uniform
 
 
 @dataclass(frozen=True)
@@ -108,34 +109,29 @@ def object_views(
 
 def _cut(chosen: Outlined, views: int, side: int, generator, loose: float, turn: float, stretch: float):
     """Pictures [n, 3, side, side], mattes, and the ground's colours [n, 3] of views that are not painted anew."""
-    pictures, number = len(chosen), views * len(chosen)
-
-    def uniform(low, high):
-        return low + (high - low) * torch.rand(number, generator=generator)
-
+    number = views * len(chosen)
+    draw = partial(uniform, number, generator=generator)
     x, y, extent = chosen.box.repeat(views, 1).T
-    half = extent * uniform(1.0, 1.15 + 0.85 * loose)
-    aspect = torch.exp(uniform(-math.log(stretch), math.log(stretch))).sqrt()
-    angle, mirrored = uniform(-turn, turn) * math.pi / 180, torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    half = extent * draw(1.0, 1.15 + 0.85 * loose)
+    aspect = torch.exp(draw(-math.log(stretch), math.log(stretch))).sqrt()
+    angle, mirrored = draw(-turn, turn) * math.pi / 180, torch.where(draw(0.0, 1.0) < 0.5, -1.0, 1.0)
     width, height, cos, sin = half * aspect, half / aspect, angle.cos(), angle.sin()
     play = half - extent + 0.1 * extent * (0.5 + loose)
     theta = torch.stack(
-        [width * cos * mirrored, -height * sin, x + uniform(-1, 1) * play,
-         width * sin * mirrored, height * cos, y + uniform(-1, 1) * play], dim=1
+        [width * cos * mirrored, -height * sin, x + draw(-1.0, 1.0) * play,
+         width * sin * mirrored, height * cos, y + draw(-1.0, 1.0) * play], dim=1
     ).view(number, 2, 3)  # fmt: skip
     grid = F.affine_grid(theta, [number, 3, side, side], align_corners=False)
-    grid = grid.view(views, pictures, side, side, 2).transpose(0, 1).flatten(1, 2)  # a picture's views in one column
     unit = torch.cat([chosen.pixels, chosen.matte], dim=1).float() / 255
-    cut = F.grid_sample(unit, grid, padding_mode="border", align_corners=False)
-    cut[:, 3:] *= (grid.abs().amax(-1) <= 1).unsqueeze(1)
-    cut = cut.unflatten(2, (views, side)).permute(2, 0, 1, 3, 4).flatten(0, 1)
-    return cut[:, :3], cut[:, 3:], chosen.ground.repeat(views, 1)
+    cut = sample_views(unit, grid, padding="border")
+    inside = (grid.abs().amax(-1) <= 1).unsqueeze(1)
+    return cut[:, :3], cut[:, 3:] * inside, chosen.ground.repeat(views, 1)
 
 
 def _exchange(unit: Tensor, matte: Tensor, order: Tensor) -> Tensor:
     """Each object in the colours of that at `order`: its mean, and its two tones where grey values differ."""
     area = matte.sum((2, 3), keepdim=True) + 1e-3
-    grey = (unit * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grey = grey_values(unit)
     grey = grey - (grey * matte).sum((2, 3), keepdim=True) / area
     tone = grey / ((grey.square() * matte).sum((2, 3), keepdim=True) / area).sqrt().clamp(min=0.02)
     mean = (unit * matte).sum((2, 3), keepdim=True) / area

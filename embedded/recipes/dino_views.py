@@ -39,21 +39,34 @@ def random_crops(
         Float32, with ImageNet's normalisation.
     """
     number, pictures = views * len(unit), len(unit)
-    aspect = torch.exp(_uniform(number, -math.log(stretch), math.log(stretch), generator))
-    shown = _uniform(number, *area, generator)
+    aspect = torch.exp(uniform(number, -math.log(stretch), math.log(stretch), generator))
+    shown = uniform(number, *area, generator)
     width, height = ((shown * ratio).sqrt().clamp(max=1.0) for ratio in (aspect, 1 / aspect))
     theta = torch.zeros(number, 2, 3)
     theta[:, 0, 0] = width * (torch.rand(number, generator=generator) < 0.5).float().mul(2).sub(1)
     theta[:, 1, 1] = height
-    theta[:, 0, 2] = _uniform(number, -1.0, 1.0, generator) * (1 - width)
-    theta[:, 1, 2] = _uniform(number, -1.0, 1.0, generator) * (1 - height)
-    factors = 1 + jitter * _uniform(3 * number, -1.0, 1.0, generator).view(3, number, 1, 1, 1)
+    theta[:, 0, 2] = uniform(number, -1.0, 1.0, generator) * (1 - width)
+    theta[:, 1, 2] = uniform(number, -1.0, 1.0, generator) * (1 - height)
+    factors = 1 + jitter * uniform(3 * number, -1.0, 1.0, generator).view(3, number, 1, 1, 1)
     factors[2] *= (torch.rand(number, generator=generator) >= grey).float().view(-1, 1, 1, 1)
     grid = F.affine_grid(theta.to(unit.device), [number, 3, side, side], align_corners=False)
-    below = grid.view(views, pictures, side, side, 2).transpose(0, 1).flatten(1, 2)  # a picture's crops in one column
-    seen = F.grid_sample(unit, below, padding_mode="reflection", align_corners=False)
-    seen = seen.unflatten(2, (views, side)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+    seen = sample_views(unit, grid, padding="reflection")
     return standardise(_recolour(seen, *factors.to(unit.device))).unflatten(0, (views, pictures))
+
+
+def sample_views(
+    unit: Float[Tensor, "b c H W"], grid: Float[Tensor, "n s s 2"], *, padding: str
+) -> Float[Tensor, "n c s s"]:
+    """What every picture shows at the places of its views, one batch after the other (n = views * b).
+
+    Args:
+        grid: x and y, where the picture is -1..1.
+        padding: what is seen beside it, as `grid_sample` calls it.
+    """
+    side, views = grid.shape[1], len(grid) // len(unit)
+    below = grid.unflatten(0, (views, -1)).transpose(0, 1).flatten(1, 2)  # a picture's views in one column
+    seen = F.grid_sample(unit, below, padding_mode=padding, align_corners=False)
+    return seen.unflatten(2, (views, side)).permute(2, 0, 1, 3, 4).flatten(0, 1)
 
 
 def standardise(unit: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
@@ -76,18 +89,24 @@ def random_masks(
     coarse = torch.randn(number, 1, (grid + 1) // 2, (grid + 1) // 2, generator=generator)
     height = F.interpolate(coarse, size=(grid, grid), mode="bilinear", align_corners=False).flatten(1)
     height = height + 0.3 * torch.randn(number, grid * grid, generator=generator)
-    hidden = (_uniform(number, *share, generator) * grid * grid).round().long().clamp(1, grid * grid - 1)
+    hidden = (uniform(number, *share, generator) * grid * grid).round().long().clamp(1, grid * grid - 1)
     rank = height.argsort(dim=1, descending=True).argsort(dim=1)
     return rank < hidden[:, None]
 
 
-def _uniform(number: int, low: float, high: float, generator: torch.Generator) -> Float[Tensor, " b"]:
+def uniform(number: int, low: float, high: float, generator: torch.Generator) -> Float[Tensor, " b"]:
+    """Random numbers between two bounds."""
     return low + (high - low) * torch.rand(number, generator=generator)
+
+
+def grey_values(unit: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1 H W"]:
+    """How light colours in 0..1 are."""
+    return (unit * torch.tensor(LUMA, device=unit.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _recolour(unit: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
     """Each picture's brightness, contrast and saturation times a factor [b, 1, 1, 1]; colours stay in 0..1."""
-    grey = (unit * torch.tensor(LUMA, device=unit.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grey = grey_values(unit)
     unit = grey + saturation * (unit - grey)
     middle = grey.mean((-2, -1), keepdim=True)
     return (brightness * (middle + contrast * (unit - middle))).clamp(0, 1)
