@@ -121,7 +121,7 @@ def test_nothing_counted_is_no_number():
 # ---- a record by hand
 
 
-def run(hits, *, raw=None, tokens=None, registers=0, places_right=1):
+def run(hits, *, raw=None, tokens=None, registers=0, places_right=1, prompt="Describe."):
     """A model that names 4 phrases a scene and hits so many, without equation 3 `raw`."""
     fields = {name: [0] * IMAGES for name in FIELDS}
     fields |= {"phrases": [4] * IMAGES, "hits": [hits] * IMAGES, "raw_hits": [hits if raw is None else raw] * IMAGES}
@@ -135,7 +135,7 @@ def run(hits, *, raw=None, tokens=None, registers=0, places_right=1):
     example = {"index": 1, "text": "a moon", "phrase": "a moon", "mean": grid, "raw": grid, "normalised": grid}
     example |= {"raw_point": [1.5, 2.5], "point": [3.5, 2.5], "box": [0.0, 0.0, 40.0, 30.0]}
     layers = {"largest": [1.0, 4.0], "first": [1.0, 2.0], "first_token": [0.25], "word": [0.3], "visual": [0.5]}
-    return {"prompt": "", "scenes": fields, "layers": layers, "example": example}
+    return {"prompt": prompt, "scenes": fields, "layers": layers, "example": example}
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def claims(tmp_path):
         add_model("sd_clip", seed, run(3, places_right=2), settings, file=file)
         add_model("sd", seed, run(1, places_right=0), settings, file=file)
     add_model("sd_pe", 1, run(2), settings, file=file)
-    add_model("long_picture_first", 0, run(3, raw=1, registers=1), settings, file=file)
+    add_model("long_picture_first", 0, run(3, raw=1, registers=1, prompt=""), settings, file=file)
     return load_claims(file)
 
 
@@ -187,6 +187,12 @@ def test_places_are_told_against_the_bar(claims):
     assert f"{label('clip')} tells 50.0" in told and "70 % missed" in told
     results = claim_results(claims)
     assert {each.item for each in results} == {"beyond"} and len(results) == 3 + 5 + 5
+
+
+def test_the_provenance_names_every_models_own_prompt(claims):
+    settings = claims.provenance().settings
+    assert (settings["prompt"], settings["prompt of long_picture_first"]) == ("Describe.", "(none)")
+    assert not any(f"prompt of {name}" in settings for name in ("clip", "sd", "sd_clip", "sd_pe"))
 
 
 def test_verdicts():

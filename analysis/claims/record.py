@@ -16,7 +16,6 @@ from analysis.encoders.rows import describe_variants
 from analysis.tables import Provenance
 from core.errors import GroundingError
 from embedded.claims.record import RECORD
-from embedded.scenes.captions import DESCRIBE
 from embedded.scenes.scenes import make_scene
 
 LABELS = {  # of what is no variant of Table 5
@@ -55,8 +54,11 @@ class Claims:
         return np.mean([run["layers"][key] for run in self.models[name].values()], axis=0).tolist()
 
     def provenance(self) -> Provenance:
-        """What made the numbers, for tables."""
-        settings = {"prompt": DESCRIBE, **{key: self.settings[key] for key in ("max_new_tokens", "geometry")}}
+        """What made the numbers, for tables; the prompt of each model whose own is not that of the first."""
+        prompts = {name: next(iter(runs.values()))["prompt"] for name, runs in self.models.items()}
+        usual = next(iter(prompts.values()))
+        others = {f"prompt of {name}": prompt or "(none)" for name, prompt in prompts.items() if prompt != usual}
+        settings = {"prompt": usual, **others, **{key: self.settings[key] for key in ("max_new_tokens", "geometry")}}
         data = f"embedded scenes ({self.settings['split']}, seed {self.settings['seed']})"
         return Provenance("embedded", data, int(self.settings["scenes"]), settings | dict(self.versions))
 
