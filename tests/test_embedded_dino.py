@@ -279,8 +279,11 @@ def test_progress_names_losses_and_entropies(cache, tmp_path, monkeypatch, caplo
 
 
 def test_sizes_must_be_whole_cells():
-    with pytest.raises(GroundingError, match="object_size 36 is no multiple of twice the patch size 12"):
-        build_encoder(replace(RECIPE, object_size=36))
+    with pytest.raises(GroundingError, match="image_size 60 is no multiple of twice the patch size 12"):
+        build_encoder(replace(RECIPE, image_size=60))
+    with pytest.raises(GroundingError, match="object_size 30 is no multiple of the patch size 12"):
+        build_encoder(replace(RECIPE, object_size=30))
+    build_encoder(replace(RECIPE, object_size=36))
 
 
 def test_mosaics_need_an_even_number_of_objects():

@@ -149,7 +149,7 @@ class Trainer:
         """DINO's and iBOT's loss on whole scenes; all of `SIGNS` but the first."""
         recipe, (large, small, hidden) = self.recipe, self.views(number, pixels)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            pictures, patches = self._teach(number, large, hidden)
+            pictures, patches = self._teach(large, hidden)
             seen = self.student.encoder(large, bool_masked_pos=hidden).last_hidden_state
             tokens = [seen[:, 0]]
             if recipe.small_crops:
@@ -171,11 +171,9 @@ class Trainer:
         return large, small, hidden.to(self.device)
 
     @torch.no_grad()
-    def _teach(self, number: int, large: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _teach(self, large: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's assignments of the large crops [2 b, g] and of their hidden cells [cells, g]."""
-        start, end = self.recipe.teacher_temperature
-        done = min(1.0, number / max(1, self.recipe.warm_share * self.recipe.steps))
-        temperature = start + (end - start) * done
+        temperature = self.recipe.teacher_temperature
         seen = self.teacher.encoder(large).last_hidden_state
         pictures = assign(self.teacher.picture_head(seen[:, 0]), temperature)
         return pictures, assign(self.teacher.patch_head(seen[:, 1:][hidden]), temperature)

@@ -31,9 +31,9 @@ class DinoRecipe:
     cutout_side: int = 64
     cutout_seed: int = 2
     object_size: int = 48  # side of the views of one object, alone
-    object_steps: int = 1_500
+    object_steps: int = 3_500
     object_batch: int = 128
-    mosaic_steps: int = 930  # after them, with four objects to a picture of full size
+    mosaic_steps: int = 10_400  # after them, with four objects to a picture of full size
     contrast_temperature: float = 0.15
     painting_share: float = 0.4  # of `object_steps`, until objects are painted wholly
     loosening_share: float = 0.7  # of `object_steps`, until they stand anywhere in their view
@@ -43,10 +43,9 @@ class DinoRecipe:
     hidden: int = 256
     bottleneck: int = 64
     student_temperature: float = 0.1
-    teacher_temperature: tuple[float, float] = (0.02, 0.03)  # start, and after `warm_share` of the steps
-    warm_share: float = 0.3
+    teacher_temperature: float = 0.03
     momentum: float = 0.96  # of the teacher at the start; 1 at the end
-    steps: int = 2_500  # all parts; the last see whole scenes, too
+    steps: int = 14_000  # all parts; the last see whole scenes, too
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.04
@@ -81,12 +80,15 @@ def build_encoder(recipe: DinoRecipe):
     """
     from transformers import Dinov2Config, Dinov2Model
 
-    for name in ("image_size", "object_size"):
-        if getattr(recipe, name) % (2 * recipe.patch_size):
-            raise GroundingError(
-                f"{name} {getattr(recipe, name)} is no multiple of twice the patch size {recipe.patch_size}, which the "
-                "small crops of half the side need; choose one"
-            )
+    if recipe.image_size % (2 * recipe.patch_size):
+        raise GroundingError(
+            f"image_size {recipe.image_size} is no multiple of twice the patch size {recipe.patch_size}, which crops "
+            "and objects of half the side need; choose one"
+        )
+    if recipe.object_size % recipe.patch_size:
+        raise GroundingError(
+            f"object_size {recipe.object_size} is no multiple of the patch size {recipe.patch_size}; choose one"
+        )
     torch.manual_seed(recipe.seed)
     config = Dinov2Config(
         hidden_size=recipe.width,
