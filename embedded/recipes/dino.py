@@ -7,8 +7,8 @@ later. The last few steps add whole scenes: a student sees crops, the large ones
 average of the student, sees the large crops whole; the class token foretells what the teacher says of another crop
 (DINO's loss), a hidden cell what the teacher says of that cell (iBOT's). The teacher is kept, as a `Dinov2Model`.
 
-Known limit: it hardly knows categories. The scenes' probe (`embedded.encoder_study.probes`) stays far below the 60 %
-hoped for; docs/embedded.md has the curve.
+It learns what stands in a picture (88.6 % of the categories by `embedded.encoder_study.probes`) and forgets where: its
+views put objects anywhere. docs/embedded.md has the numbers.
 
 Source: DINOv2 (Oquab et al. 2023), section 4: separate heads, Sinkhorn-Knopp. Differs: the contrast, which DINOv2 has
 not, most of the steps; no KoLeo term, large crops are always masked, a sharper teacher (so few pictures a batch say too
