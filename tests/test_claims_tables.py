@@ -15,7 +15,7 @@ import pytest
 from analysis.claims.figures import plot_example, plot_norms
 from analysis.claims.intervals import Counts, paired_difference, pooled_share
 from analysis.claims.reading import encoder_reading, equation3_reading, places_reading, sink_reading, verdict
-from analysis.claims.record import example_picture, label, layer_norms, load_claims
+from analysis.claims.record import Claims, example_picture, label, layer_norms, load_claims
 from analysis.claims.tables import claim_results, encoder_table, equation3_table, places_table, sink_table
 from analysis.figures import drawn_numbers
 from analysis.scoring.metrics import difference_interval, ratio_interval
@@ -193,6 +193,7 @@ def test_the_provenance_names_every_models_own_prompt(claims):
     settings = claims.provenance().settings
     assert (settings["prompt"], settings["prompt of long_picture_first"]) == ("Describe.", "(none)")
     assert not any(f"prompt of {name}" in settings for name in ("clip", "sd", "sd_clip", "sd_pe"))
+    assert Claims(claims.settings, {}, {}).provenance().settings["prompt"] == ""
 
 
 def test_verdicts():

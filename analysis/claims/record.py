@@ -56,7 +56,7 @@ class Claims:
     def provenance(self) -> Provenance:
         """What made the numbers, for tables; the prompt of each model whose own is not that of the first."""
         prompts = {name: next(iter(runs.values()))["prompt"] for name, runs in self.models.items()}
-        usual = next(iter(prompts.values()))
+        usual = next(iter(prompts.values()), "")
         others = {f"prompt of {name}": prompt or "(none)" for name, prompt in prompts.items() if prompt != usual}
         settings = {"prompt": usual, **others, **{key: self.settings[key] for key in ("max_new_tokens", "geometry")}}
         data = f"embedded scenes ({self.settings['split']}, seed {self.settings['seed']})"
