@@ -21,6 +21,7 @@ from embedded.recipes.autoencoder import encode_all, reconstruct
 from embedded.recipes.clip import encode_window
 from embedded.recipes.denoising import LatentDiffusion, paint
 from embedded.recipes.diffusion import text_ids
+from embedded.recipes.fitting import half_precision
 from embedded.scenes.captions import listed
 from embedded.scenes.pictures import SHAPES, TAGS, multi_hot, normalise, tag_numbers
 from embedded.scenes.scenes import make_scene
@@ -147,7 +148,7 @@ def block_features(
 ) -> list[Float[Tensor, "n k _"]]:
     """Each up block's output at a noise step with the empty text, as DiffLMM sees it: float16 on a square grid.
 
-    Computed in bfloat16, for its speed.
+    Computed in `half_precision`, for its speed.
     """
     from core.encoders.frozen import to_grid_size
 
@@ -164,7 +165,7 @@ def block_features(
     try:
         for part in latents.float().split(batch):
             noisy = noised(part, noise, step, model.scheduler)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with half_precision():
                 model.unet(noisy, step, encoder_hidden_states=empty.expand(len(part), -1, -1))
     finally:
         for hook in hooks:

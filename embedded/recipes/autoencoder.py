@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from core.atomic import save_tensors
 from embedded.recipes.clip import encode_window
-from embedded.recipes.fitting import Average, Fit, fit, step_generator
+from embedded.recipes.fitting import Average, Fit, fit, half_precision, step_generator
 from embedded.scenes.pictures import normalise_unit
 
 log = logging.getLogger(__name__)
@@ -195,8 +195,8 @@ def as_input(pixels: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
 def encode_all(
     vae: Any, pixels: UInt8[Tensor, "b 3 H W"], *, batch: int = 16, mixed: bool = False
 ) -> Float[Tensor, "b c h w"]:
-    """The posterior's means of all pictures, not scaled, float32; `mixed` computes in bfloat16 where autocast does."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+    """The posterior's means of all pictures, not scaled, float32; `mixed` computes in `half_precision`."""
+    with half_precision(enabled=mixed):
         means = [vae.encode(as_input(pixels[i : i + batch])).latent_dist.mean for i in range(0, len(pixels), batch)]
     return torch.cat(means).float()
 

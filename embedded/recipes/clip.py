@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from embedded.recipes.fitting import warm_cosine
+from embedded.recipes.fitting import half_precision, warm_cosine
 from embedded.recipes.waves import plane_waves
 from embedded.scenes.captions import PLACES, told_places
 from embedded.scenes.glyphs import CATEGORIES
@@ -161,7 +161,7 @@ def _fit(
     name: str,
     mixed: bool = False,
 ) -> None:
-    """One part of the training; `mixed` computes in bfloat16 where autocast does."""
+    """One part of the training; `mixed` computes in `half_precision`."""
     encoder.set_attn_implementation("eager")  # on a CPU faster in training at such short lengths
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
@@ -173,7 +173,7 @@ def _fit(
     for step in range(steps):
         chosen = torch.randint(len(pixels), (recipe.batch,), generator=generator)
         row, column = (int(torch.randint(room + 1, (), generator=generator)) for _ in range(2))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        with half_precision(enabled=mixed):
             features = encode_window(encoder, normalise(pixels[chosen]), row, column)
         scores = head(features.float())
         loss = nn.functional.binary_cross_entropy_with_logits(scores, tags[chosen], reduction="sum") / recipe.batch

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embedded.recipes.diffusion import text_ids
+from embedded.recipes.fitting import half_precision
 
 
 class LatentDiffusion(NamedTuple):
@@ -43,7 +44,7 @@ def paint(
 
     Args:
         side: cells of the latents a side; by default those of whole scenes.
-        mixed: the U-Net computes in bfloat16 where autocast does.
+        mixed: the U-Net computes in `half_precision`.
     """
     vae, unet, scheduler, tokenizer, text_encoder = model
     words = text_encoder(text_ids(tokenizer, [*texts, *[""] * len(texts)])).last_hidden_state
@@ -52,7 +53,7 @@ def paint(
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     scheduler.set_timesteps(steps)
     for time in scheduler.timesteps:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        with half_precision(enabled=mixed):
             noise = unet(torch.cat([latents, latents]), time, encoder_hidden_states=words).sample.float()
         with_text, without = noise.chunk(2)
         latents = scheduler.step(without + guidance * (with_text - without), time, latents).prev_sample

@@ -36,7 +36,7 @@ from embedded.recipes.dino_heads import assign, cross_entropy, entropies, pictur
 from embedded.recipes.dino_model import DinoRecipe, Learner
 from embedded.recipes.dino_objects import Outlined, object_views, outline
 from embedded.recipes.dino_views import random_crops, random_masks, standardise
-from embedded.recipes.fitting import step_generator, warm_cosine
+from embedded.recipes.fitting import half_precision, step_generator, warm_cosine
 from embedded.scenes.pictures import cutouts, training_scenes
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Trainer:
             painted=min(1.0, 0.2 + 0.8 * number / (recipe.painting_share * start)),
         )
         views, matte = standardise(views).to(self.device), matte.to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with half_precision(self.device.type):
             if whole:
                 features = encode_mosaic(encoder, views, torch.randperm(len(views), generator=generator))
             else:
@@ -148,7 +148,7 @@ class Trainer:
     def _distil(self, number: int, pixels: Tensor) -> tuple[Tensor, tuple[float, ...]]:
         """DINO's and iBOT's loss on whole scenes; all of `SIGNS` but the first."""
         recipe, (large, small, hidden) = self.recipe, self.views(number, pixels)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with half_precision(self.device.type):
             pictures, patches = self._teach(large, hidden)
             seen = self.student.encoder(large, bool_masked_pos=hidden).last_hidden_state
             tokens = [seen[:, 0]]
