@@ -19,6 +19,7 @@ from embedded.recipes.diffusion import DiffusionRecipe
 from embedded.recipes.language_model import ReaderRecipe
 from embedded.recipes.llava import LmmRecipe
 from embedded.recipes.sam import SamRecipe
+from embedded.recipes.shapes import ShapeRecipe
 from embedded.scenes.captions import DESCRIBE
 from embedded.scenes.glyphs import CATEGORIES
 from embedded.scenes.scenes import COLOURS, GROUNDS, TEXTURES
@@ -105,13 +106,16 @@ float16.
 
 **Recipe.** `python -m embedded.train --only vision diffusion reader difflmm`. The VAE
 (`embedded/recipes/autoencoder.py`) and the text-conditioned U-Net (`embedded/recipes/diffusion.py`) learn to paint the
-scenes, CLIP is the embedded LLaVA's; all three are then frozen. Settings were changed while the U-Net was trained
-(see `docs/embedded.md`), so a fresh run gives nearly, not exactly, these weights. {TWO_STAGES} The captioner and the
-positional encodings learn in both stages.
+scenes, CLIP is the embedded LLaVA's; all three are then frozen. The features of the U-Net's second up block were
+aligned with those of a small encoder that taught itself shapes, without labels, captions or CLIP
+(`embedded/recipes/shapes.py`, `embedded/recipes/alignment.py`). {TWO_STAGES} The captioner and the positional encodings
+learn in both stages.
 
 VAE: `{asdict(AutoencoderRecipe())}`
 
 U-Net: `{asdict(DiffusionRecipe())}`
+
+What its features are aligned with: `{asdict(ShapeRecipe())}`
 
 {_stages()}
 

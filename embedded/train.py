@@ -26,6 +26,7 @@ from embedded.claims.measure import SCENES, claims_settings, measure_model
 from embedded.claims.record import RECORD as CLAIMS
 from embedded.claims.record import add_model
 from embedded.encoder_study import diffusion_curve, diffusion_quality, experiments, probes, two_stages
+from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.two_stages import TrainingData, run_stage
 from embedded.encoder_study.variants import TABLE5, Parts
 from embedded.recipes import autoencoder, clip, diffusion, dino, language_model, llava, sam
@@ -78,7 +79,7 @@ def _train(part: str, options: argparse.Namespace) -> None:
     elif part == "llava":
         llava.train(llava.LmmRecipe(), work / "vision", options.output / "llava", workers=workers)
     elif part == "dino":
-        caches = {"pixels_cache": work / "scenes160.pt", "cutouts_cache": work / "dino_cutouts.pt"}
+        caches = {"pixels_cache": work / "scenes160.pt", "cutouts_cache": work / "cutouts.pt"}
         dino.pretrain(dino.DinoRecipe(), work / "dino", **caches, workers=workers)
     elif part == "diffusion":
         _train_diffusion(options)
@@ -124,7 +125,7 @@ def _train_diffusion(options: argparse.Namespace) -> None:
         work,
         folder,
         diffusion_quality.embedded_judge(work, family_parts(work), pixels, tags),
-        (pixels, tags, [caption for caption, _ in texts]),
+        (FeatureCache(work / "features", family_parts(work), pixels), tags, [caption for caption, _ in texts]),
         held_out=experiments.HELD_OUT,
         record=options.record.parent,
         workers=workers,

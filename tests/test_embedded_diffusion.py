@@ -28,7 +28,7 @@ from embedded.recipes.diffusion import (
     draw_times,
     noise_weights,
     pictures_seen,
-    sees_whole_scenes,
+    source_of,
     text_ids,
     train_diffusion,
 )
@@ -50,7 +50,7 @@ VAE = AutoencoderRecipe(
 )
 UNET = DiffusionRecipe(
     channels=(16, 16, 32, 32), heads=2, text_width=16, text_layers=1, text_length=40, vocabulary=400,
-    cutouts=6, cutout_side=32, cutout_batch=4, cutout_steps=3, batch=4, steps=6,
+    cutout_batch=4, plain_steps=1, filled_steps=1, cutout_steps=1, batch=4, steps=6,
 )  # fmt: skip
 SCENES = [make_scene("train", number, size=(64, 64)) for number in range(6)]
 CAPTIONS = [scene.caption for scene in SCENES]
@@ -70,7 +70,9 @@ def directory(pixels, tmp_path_factory):
     small = torch.from_numpy(np.stack([one[0] for one in CUTOUTS]))
     scenes, cutouts = (encode_all(vae, some) * vae.config.scaling_factor for some in (pixels, small))
     texts = [listing_of_one(tags) for _, tags in CUTOUTS]
-    train_diffusion(UNET, Latents(scenes, CAPTIONS), Latents(cutouts, texts), directory)
+    small = Latents(cutouts, texts)
+    sources = {"plain": small, "filled": small, "cutouts": small, "scenes": Latents(scenes, CAPTIONS)}
+    train_diffusion(UNET, sources, directory)
     return directory
 
 
@@ -170,10 +172,11 @@ def test_noise_steps_count_by_their_signal_and_high_ones_are_drawn_more_often():
 
 
 def test_pictures_seen_are_counted_by_kind():
-    recipe = replace(UNET, cutout_steps=3, cutout_batch=4, batch=2, steps=9)
-    whole = [sees_whole_scenes(recipe, step) for step in range(9)]
-    assert not any(whole[:3]) and sum(whole) == 2
-    assert pictures_seen(recipe, 9) == {"cutouts": 7 * 4, "scenes": 2 * 2}
+    recipe = replace(UNET, plain_steps=1, filled_steps=3, cutout_steps=2, cutout_batch=4, batch=2, steps=9)
+    seen = [source_of(recipe, step) for step in range(9)]
+    assert seen == ["plain", *["filled"] * 3, *["cutouts"] * 2, "scenes", "cutouts", "scenes"]
+    assert pictures_seen(recipe, 9) == {"plain": 4, "filled": 12, "cutouts": 12, "scenes": 4}
+    assert pictures_seen(recipe, 4) == {"plain": 4, "filled": 12, "cutouts": 0, "scenes": 0}
 
 
 def test_the_average_follows_the_weights():

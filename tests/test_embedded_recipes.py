@@ -232,12 +232,14 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     work, weights, losses = tmp_path / "work", tmp_path / "weights", tmp_path / "recorded" / "losses.json"
     quick = probes.ProbeRecipe(scenes=8, steps=2, batch=4)
     vae = {"channels": (8, 8, 8, 8), "batch": 2, "steps": 2, "whole_steps": 1, "second_steps": 1, "decoder_steps": 1}
-    unet = {"channels": (16, 16, 16, 16), "text_width": 16, "batch": 2, "steps": 2, "cutouts": 8, "cutout_steps": 1}
+    unet = {"channels": (16, 16, 16, 16), "text_width": 16, "batch": 2, "steps": 2, "filled": 24, "cutouts": 16}
+    unet |= {"plain_steps": 1, "filled_steps": 0, "cutout_steps": 0, "aligned_from": 1}
     objects = {"object_steps": 1, "mosaic_steps": 1, "object_batch": 4, "cutouts": 16}
     painted = {"curve_pictures": 2, "curve_steps": 2, "pictures": 2, "steps": 2}
     for module, name, changes in (
         (autoencoder, "AutoencoderRecipe", vae),
         (diffusion, "DiffusionRecipe", {**unet, "cutout_batch": 2}),
+        (diffusion_curve, "ShapeRecipe", {"channels": (8, 8, 8, 8), "steps": 2, "batch": 4, "cutouts": 16}),
         (diffusion_curve, "MeasureRecipe", {**painted, "probe": quick}),
         (dino, "DinoRecipe", {"steps": 3, **objects, "batch": 2, "layers": 1, "scenes": 16}),
         (language_model, "ReaderRecipe", {"width": 16, "layers": 1, "heads": 2, "mlp": 16, "steps": 2, "batch": 2}),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from embedded.recipes.fitting import Fit, fit, half_precision
+from embedded.recipes.fitting import Fit, fit, half_precision, training_attention
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -23,3 +23,9 @@ def test_half_precision_is_left_to_processors_that_have_it(native, monkeypatch, 
 
     fit("line", {"line": line}, loss, Fit(1, 1e-3, mixed=True), state=tmp_path / "state.pt")
     assert seen == [torch.bfloat16 if native else torch.float32]
+
+
+@pytest.mark.parametrize(("native", "kind"), [(True, "eager"), (False, "sdpa")])
+def test_training_takes_the_attention_that_is_fast_there(native, kind, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    assert training_attention() == kind

@@ -25,12 +25,15 @@ from embedded.encoder_study.diffusion_quality import (
     scaled,
 )
 from embedded.encoder_study.experiments import write_record
+from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.probes import ProbeRecipe
+from embedded.recipes.alignment import whiten
 from embedded.recipes.autoencoder import encode_all
 from embedded.recipes.denoising import LatentDiffusion, load_diffusion
 from embedded.recipes.diffusion import DiffusionRecipe, Latents, pictures_seen, train_diffusion
+from embedded.recipes.shapes import ShapeRecipe, shape_cells, train_shapes
 from embedded.scenes.captions import listed
-from embedded.scenes.pictures import cutouts, listing_of_one, render, render_cutout
+from embedded.scenes.pictures import TAGS, cutouts, filled_pictures, listing_of_one, render, render_cutout
 
 log = logging.getLogger(__name__)
 CURVE, QUALITY = "diffusion_curve.json", "diffusion_quality.json"  # beside the record of the variants' losses
@@ -49,7 +52,7 @@ class MeasureRecipe:
         pictures, steps: scenes through the VAE, and pictures painted of each kind at the end; their steps of DDIM.
     """
 
-    every: int = 1_700
+    every: int = 1_800
     curve_pictures: int = 64
     curve_steps: int = 25
     pictures: int = 200
@@ -74,7 +77,11 @@ class LabelledLatents:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Measures the averaged weights now and then and keeps the rows in `file`; given to `train_diffusion`."""
+    """Measures the averaged weights now and then and keeps the rows in `file`; given to `train_diffusion`.
+
+    Fields:
+        cutouts, cutout_seed: the cutouts to measure on are drawn beyond the first so many of that seed.
+    """
 
     file: Path
     recipe: DiffusionRecipe
@@ -82,6 +89,8 @@ class LearningCurve:
     vae: Any
     judge: Judge
     scenes: LabelledLatents
+    cutouts: int
+    cutout_seed: int
 
     def __call__(self, step: int, parts: Mapping[str, Any]) -> None:
         if step % self.measures.every and step != self.recipe.steps:
@@ -95,10 +104,9 @@ class LearningCurve:
 
     def _measure(self, model: LatentDiffusion) -> dict[str, Any]:
         recipe, measures = self.recipe, self.measures
-        side, first = recipe.cutout_side, recipe.cutouts
+        side, first = recipe.cutout_side, self.cutouts
         small = [
-            render_cutout(first + index, side=side, seed=cutout_seed(recipe))
-            for index in range(measures.curve_pictures)
+            render_cutout(first + index, side=side, seed=self.cutout_seed) for index in range(measures.curve_pictures)
         ]
         texts, empty = [listing_of_one(tags) for _, tags in small], [""] * len(small)
         latents = scaled(self.vae, torch.from_numpy(np.stack([pixels for pixels, _ in small])))
@@ -114,11 +122,6 @@ class LearningCurve:
             ),
             "probes": feature_table(model, split, tags, steps=[300], recipe=measures.probe, state=state),
         }
-
-
-def cutout_seed(recipe: DiffusionRecipe) -> int:
-    """Seed of the cutouts' scenes: not those of CLIP's pictures of one object."""
-    return recipe.seed + 2
 
 
 def quality(
@@ -155,7 +158,7 @@ def train_and_measure(
     work: Path,
     folder: Path,
     judge: Judge,
-    scenes: tuple[UInt8[Tensor, "n 3 H W"], Sequence[Sequence[int]], Sequence[str]],
+    scenes: tuple[FeatureCache, Sequence[Sequence[int]], Sequence[str]],
     *,
     held_out: int,
     record: Path,
@@ -165,29 +168,46 @@ def train_and_measure(
 
     Args:
         work: where pictures and latents are kept for a run that goes on.
-        scenes: pixels, tag numbers and captions; the last `held_out` are for the probes only.
+        scenes: the cache of their latents, tag numbers and captions; the last `held_out` are for the probes only.
         record: folder of the two JSON files.
     """
     from diffusers import AutoencoderKL
 
-    pixels, tags, captions = scenes
-    number, side = min(recipe.scenes, len(pixels) - held_out), recipe.cutout_side
+    cache, tags, captions = scenes
+    first = len(tags) - held_out
+    number, side, shaped = min(recipe.scenes, first), recipe.cutout_side, ShapeRecipe()
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     small, small_tags = cutouts(
-        recipe.cutouts, side=side, seed=cutout_seed(recipe), cache=work / "cutouts.pt", workers=workers
+        shaped.cutouts, side=shaped.cutout_side, seed=shaped.cutout_seed, cache=work / "cutouts.pt", workers=workers
     )
-    shown = torch.cat([pixels[:number], pixels[len(pixels) - held_out :]])
-    latents = kept_latents(vae, shown, work / "scene_latents.pt")
-    labelled = LabelledLatents(latents, [*tags[:number], *tags[len(tags) - held_out :]], held_out)
-    train_diffusion(
-        recipe,
-        Latents(latents[:number], [listed(caption) for caption in captions[:number]]),
-        Latents(kept_latents(vae, small, work / "cutout_latents.pt"), [listing_of_one(one) for one in small_tags]),
-        folder,
-        measure=LearningCurve(record / CURVE, recipe, measures, vae, judge, labelled),
-    )
+    shapes = train_shapes(shaped, small, work)
+    small, small_tags = small[: recipe.cutouts], small_tags[: recipe.cutouts]
+    targets = whiten(shape_cells(shapes, cache.pixels[:number]), shape_cells(shapes, small))
+    latents = torch.cat([cache.latents(range(number)), cache.latents(range(first, len(tags)))])
+    labelled = LabelledLatents(latents, [*tags[:number], *tags[first:]], held_out)
+    sources = {
+        **filled_sources(recipe, vae, work, workers=workers),
+        "cutouts": Latents(
+            kept_latents(vae, small, work / "cutout_latents.pt"),
+            [listing_of_one(one) for one in small_tags],
+            targets[1],
+        ),
+        "scenes": Latents(latents[:number], [listed(caption) for caption in captions[:number]], targets[0]),
+    }
+    measure = LearningCurve(record / CURVE, recipe, measures, vae, judge, labelled, shaped.cutouts, shaped.cutout_seed)
+    train_diffusion(recipe, sources, folder, measure=measure)
     model, state = load_diffusion(folder), work / "probe.tmp.pt"
     write_record(quality(model, judge, labelled, measures, state=state, cutout_cells=side // 8), record / QUALITY)
+
+
+def filled_sources(recipe: DiffusionRecipe, vae: Any, work: Path, *, workers: int = 1) -> dict[str, Latents]:
+    """The pictures that an object fills: "plain", those on a plain ground, and "filled", all."""
+    pixels, tags = filled_pictures(
+        recipe.filled, side=recipe.cutout_side, seed=recipe.filled_seed, cache=work / "filled.pt", workers=workers
+    )
+    latents, texts = kept_latents(vae, pixels, work / "filled_latents.pt"), [listing_of_one(one) for one in tags]
+    plain = [number for number, one in enumerate(tags) if TAGS.index("plain") in one]
+    return {"plain": Latents(latents[plain], [texts[number] for number in plain]), "filled": Latents(latents, texts)}
 
 
 def kept_latents(vae: Any, pixels: UInt8[Tensor, "n 3 H W"], file: Path) -> Float[Tensor, "n c h w"]:

@@ -80,7 +80,9 @@ class FeatureCache:
         return lambda rows: encoder.encode_clip(self._input(rows))
 
     def _latents(self) -> Callable[[range], Tensor]:
-        vae = build_encoder(Variant("latents", "DiffLMM", ""), self.parts).vae
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(self.parts.diffusion / "vae").eval()
         return lambda rows: encode_all(vae, self.pixels[rows.start : rows.stop]) * vae.config.scaling_factor
 
     def _noisy(self, variant: Variant) -> Callable[[], Callable[[range], Tensor]]:

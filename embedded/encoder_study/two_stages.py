@@ -32,7 +32,7 @@ from core.training.templates import Tokens, tokenize
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.variants import build_llava, find_variant
 from embedded.encoder_study.word_swaps import WordSwaps, name_ids, swap_words
-from embedded.recipes.fitting import Fit, fit
+from embedded.recipes.fitting import Fit, fit, training_attention
 from embedded.recipes.llava import answer_loss, conversation
 from embedded.scenes.captions import DESCRIBE
 
@@ -142,7 +142,7 @@ def prepare(model: Any, stage: int) -> None:
         model.lm_head.requires_grad_(True)
     model.train()
     model.model.vision_tower.eval()
-    model.set_attn_implementation({"text_config": "eager"})  # on a CPU faster in training at such short lengths
+    model.set_attn_implementation({"text_config": training_attention()})
 
 
 def load_learnt(model: Any, directory: Path) -> None:

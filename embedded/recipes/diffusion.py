@@ -1,16 +1,19 @@
 """Recipe of the embedded latent diffusion model: a text-conditioned U-Net of SD's shape over the VAE's latents.
 
-The noise prediction of latent diffusion models, with SD-1.5's noise schedule; the text encoder is trained along. It
-starts with small pictures of one object, which are cheap and show every shape often, and goes on with whole scenes
-between them. The captions are the lists of objects that open the scenes' descriptions. Some are left out, so that the
-empty text means "any scene" (classifier-free guidance, and the conditioning of DiffLMM's variants without an implicit
-captioner).
+The noise prediction of latent diffusion models, with SD-1.5's noise schedule; the text encoder is trained along. What
+it sees gets harder (`SOURCES`): small pictures that one object fills, on a plain ground and then on any, so that what a
+word stands for is sharp on average; then squares cut from scenes, and whole scenes between them. Removing noise asks
+for few shapes, so one up block's features are aligned with those of a small encoder that taught itself shapes
+(`embedded.recipes.alignment`). The captions are the lists of objects that open the scenes' descriptions. Some are left
+out, so that the empty text means "any scene" (classifier-free guidance, and the conditioning of DiffLMM's variants
+without an implicit captioner).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +23,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from embedded.recipes.fitting import Average, Fit, fit, step_generator
+from embedded.recipes.alignment import Alignment
+from embedded.recipes.fitting import Average, Fit, fit, half_precision, step_generator
 
 log = logging.getLogger(__name__)
 START, END = "<|startoftext|>", "<|endoftext|>"
+SOURCES = ("plain", "filled", "cutouts", "scenes")  # of pictures, in the order in which they are first seen
 
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
     """Sizes in channels and tokens, steps in optimiser steps.
 
-    The first `cutout_steps` see small pictures of one object; of those that follow, every third one sees whole scenes.
+    Fields:
+        plain_steps, filled_steps, cutout_steps: how many steps see nothing but pictures that an object fills on a plain
+            ground, then on any ground, then cutouts; after them cutouts and whole scenes take turns.
+        aligned_block: the up block, from 1, that is aligned in cutouts and scenes from step `aligned_from` on.
+        alignment: weight of the cosine with the targets, against the error of the noise.
     """
 
-    channels: tuple[int, ...] = (64, 96, 128, 128)
+    channels: tuple[int, ...] = (48, 64, 96, 96)
     heads: int = 4
     text_width: int = 128
     text_layers: int = 2
@@ -41,13 +50,20 @@ class DiffusionRecipe:
     vocabulary: int = 512
     dropped: float = 0.2  # share of captions that are left out
     average: float = 0.998  # decay of the weights' moving average, which is what is kept
-    cutouts: int = 24_000
-    cutout_side: int = 64  # pixels
-    cutout_batch: int = 32
-    cutout_steps: int = 1_600
-    scenes: int = 6_000
+    filled: int = 20_000
+    cutouts: int = 24_000  # the first of those that the shape encoder sees
+    cutout_side: int = 64  # pixels, of all pictures that are no whole scenes
+    filled_seed: int = 2  # not that of CLIP's pictures of one object
+    cutout_batch: int = 64
+    plain_steps: int = 700
+    filled_steps: int = 900
+    cutout_steps: int = 400
+    scenes: int = 9_600
     batch: int = 8
-    steps: int = 3_400
+    steps: int = 5_400
+    aligned_block: int = 2
+    aligned_from: int = 1_600
+    alignment: float = 1.0
     learning_rate: float = 1e-3
     time_power: float = 0.7  # noise steps are drawn as this power of a uniform number: under 1, high ones more often
     signal_limits: tuple[float, float] = (5.0, 1.0)  # signal-to-noise ratio above which a noise step counts for less
@@ -126,16 +142,19 @@ def text_ids(tokenizer: Any, texts: Sequence[str]) -> Int[Tensor, "b s"]:
 
 
 class Latents(NamedTuple):
-    """Pictures to train on: scaled latents and their captions."""
+    """Pictures to train on: scaled latents, their captions, and what the aligned block's cells are to tell.
+
+    Where there are no targets nothing is aligned.
+    """
 
     latents: Float[Tensor, "n c h w"]
     captions: Sequence[str]
+    targets: Float[Tensor, "n w i j"] | None = None
 
 
 def train_diffusion(
     recipe: DiffusionRecipe,
-    scenes: Latents,
-    cutouts: Latents,
+    sources: Mapping[str, Latents],
     output: Path,
     *,
     measure: Callable[[int, Mapping[str, Any]], None] | None = None,
@@ -145,22 +164,29 @@ def train_diffusion(
     What is written is the moving average of the weights. The VAE stands in `output` already.
 
     Args:
+        sources: of pictures, by the names of `SOURCES`.
         measure: called after every step with the number of finished steps and the averaged "unet" and "text_encoder",
             the "scheduler" and the "tokenizer".
     """
-    tokenizer = build_text_tokenizer([*scenes.captions[:4000], *cutouts.captions[:4000]], recipe)
+    tokenizer = build_text_tokenizer(
+        [text for one in ("scenes", "cutouts") for text in sources[one].captions[:4000]], recipe
+    )
+    scenes = sources["scenes"]
     unet, text_encoder, scheduler = build_diffusion(
         recipe, tokenizer, sample_size=scenes.latents.shape[-1], latent_channels=scenes.latents.shape[1]
     )
     learnt = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     average = Average(learnt, recipe.average)
-    sources = {"scenes": (scenes.latents, text_ids(tokenizer, scenes.captions), recipe.batch),
-               "cutouts": (cutouts.latents, text_ids(tokenizer, cutouts.captions), recipe.cutout_batch)}  # fmt: skip
+    modules = {"learnt": learnt, "average": average.kept}
+    if scenes.targets is not None:
+        modules["alignment"] = Alignment(unet, up_block=recipe.aligned_block, width=scenes.targets.shape[1])
+    said_of = {name: text_ids(tokenizer, source.captions) for name, source in sources.items()}
     empty = text_ids(tokenizer, [""])[0]
 
     def loss(step: int) -> Tensor:
-        whole = sees_whole_scenes(recipe, step)
-        latents, ids, batch = sources["scenes" if whole else "cutouts"]
+        name = source_of(recipe, step)
+        (latents, _, targets), ids = sources[name], said_of[name]
+        batch = batch_of(recipe, name)
         generator = step_generator(recipe.seed, step)
         chosen = torch.randint(len(latents), (batch,), generator=generator)
         noise = torch.randn(batch, *latents.shape[1:], generator=generator)
@@ -168,11 +194,16 @@ def train_diffusion(
         dropped = torch.rand(batch, generator=generator) < recipe.dropped
         said = torch.where(dropped[:, None], empty, ids[chosen])
         noisy = scheduler.add_noise(latents[chosen].float(), noise, times)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=whole):  # slower than float32 on few cells
+        with half_precision(enabled=name == "scenes"):  # slower than float32 on few cells
             words = text_encoder(said).last_hidden_state
             predicted = unet(noisy, times, encoder_hidden_states=words).sample
         fault = (predicted.float() - noise).square().mean((1, 2, 3))
-        return (fault * noise_weights(scheduler, recipe.signal_limits[step >= recipe.limited_from])[times]).mean()
+        value = (fault * noise_weights(scheduler, recipe.signal_limits[step >= recipe.limited_from])[times]).mean()
+        if targets is not None and step >= recipe.aligned_from:
+            value = value + recipe.alignment * modules["alignment"](
+                targets[chosen].float(), scheduler.alphas_cumprod[times]
+            )
+        return value
 
     def follow(step: int, value: float) -> None:
         average.follow(step)
@@ -180,8 +211,7 @@ def train_diffusion(
             measure(step, {**dict(average.kept.items()), "scheduler": scheduler, "tokenizer": tokenizer})
 
     options = Fit(recipe.steps, recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
-    modules = {"learnt": learnt, "average": average.kept}
-    parameters = list(learnt.parameters())
+    parameters = [weight for name, part in modules.items() if name != "average" for weight in part.parameters()]
     fit("U-Net", modules, loss, options, state=output / "state.tmp.pt", parameters=parameters, after=follow)
     average.kept["unet"].save_pretrained(output / "unet")
     average.kept["text_encoder"].save_pretrained(output / "text_encoder")
@@ -189,15 +219,25 @@ def train_diffusion(
     tokenizer.save_pretrained(output / "tokenizer")
 
 
-def sees_whole_scenes(recipe: DiffusionRecipe, step: int) -> bool:
-    """Whether a step sees whole scenes rather than cutouts."""
-    return step >= recipe.cutout_steps and step % 3 == 0
+def source_of(recipe: DiffusionRecipe, step: int) -> str:
+    """Which of `SOURCES` a step sees."""
+    end = 0
+    for name, steps in zip(SOURCES, (recipe.plain_steps, recipe.filled_steps, recipe.cutout_steps), strict=False):
+        end += steps
+        if step < end:
+            return name
+    return ("scenes", "cutouts")[(step - end) % 2]
+
+
+def batch_of(recipe: DiffusionRecipe, source: str) -> int:
+    """How many pictures of a source a step sees."""
+    return recipe.batch if source == "scenes" else recipe.cutout_batch
 
 
 def pictures_seen(recipe: DiffusionRecipe, steps: int) -> dict[str, int]:
-    """How many cutouts and whole scenes were drawn in the first steps."""
-    whole = sum(sees_whole_scenes(recipe, step) for step in range(steps))
-    return {"cutouts": (steps - whole) * recipe.cutout_batch, "scenes": whole * recipe.batch}
+    """How many pictures of every source were drawn in the first steps."""
+    found = Counter(source_of(recipe, step) for step in range(steps))
+    return {name: found[name] * batch_of(recipe, name) for name in SOURCES}
 
 
 def draw_times(recipe: DiffusionRecipe, scheduler: Any, number: int, generator: torch.Generator) -> Int[Tensor, " b"]:

@@ -65,6 +65,14 @@ def half_precision(device: str = "cpu", *, enabled: bool = True) -> torch.autoca
     return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled and native)
 
 
+def training_attention() -> str:
+    """The attention that trains a language model of some hundred tokens fastest on this processor.
+
+    In bfloat16 eager's products win; without it the fused kernel takes a third less time for a step.
+    """
+    return "eager" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "sdpa"
+
+
 class Average:
     """Moving average of a module's weights; the first steps count for less, so that the random start is soon gone.
 

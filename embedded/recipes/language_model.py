@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from core.training.templates import IGNORE
-from embedded.recipes.fitting import Fit, fit
+from embedded.recipes.fitting import Fit, fit, training_attention
 from embedded.recipes.llava import llama_config
 from embedded.recipes.tokenizer import train_tokenizer
 from embedded.scenes.captions import DESCRIBE, spoken
@@ -58,7 +58,7 @@ def train_reader(recipe: ReaderRecipe, tags: Sequence[Sequence[int]], texts: Seq
     """
     tokenizer = train_tokenizer(spoken(texts[:4000]), size=recipe.vocabulary)
     model = build_reader(recipe, tokenizer)
-    model.set_attn_implementation("eager")  # on a CPU faster in training at such short lengths
+    model.set_attn_implementation(training_attention())
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from core.prompts import IMAGE
 from core.training.templates import IGNORE, Tokens, tokenize
-from embedded.recipes.fitting import Fit, fit
+from embedded.recipes.fitting import Fit, fit, training_attention
 from embedded.recipes.tokenizer import CHAT_TEMPLATE, PICTURE_FIRST_TEMPLATE, build_processor, train_tokenizer
 from embedded.scenes.captions import DESCRIBE, spoken
 from embedded.scenes.long_captions import long_caption
@@ -237,7 +237,7 @@ def _fit(model, tokenizer, features: Tensor, texts: list, recipe: LmmRecipe, out
 
     model.train()
     implementation = model.config.text_config._attn_implementation
-    model.set_attn_implementation({"text_config": "eager"})  # on a CPU faster in training at such short lengths
+    model.set_attn_implementation({"text_config": training_attention()})
     fit(
         "LLaVA",
         {"model": model},

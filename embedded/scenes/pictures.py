@@ -75,9 +75,11 @@ def render(index: int, *, split: str, side: int, seed: int) -> tuple[np.ndarray,
     return pixels, tag_numbers(scene), scene.caption, scene.questions
 
 
-def render_one_object(index: int, *, side: int, seed: int) -> tuple[np.ndarray, list[int]]:
-    """A small picture that one object fills to one half or more, as (uint8 [3, side, side], tag numbers)."""
-    scene = make_scene("train", index, size=(side, side), seed=seed, n_objects=1, scales=(0.45, 0.95))
+def render_one_object(
+    index: int, *, side: int, seed: int, scales: tuple[float, float] = (0.45, 0.95)
+) -> tuple[np.ndarray, list[int]]:
+    """A small picture that one object fills to the shares `scales`, as (uint8 [3, side, side], tag numbers)."""
+    scene = make_scene("train", index, size=(side, side), seed=seed, n_objects=1, scales=scales)
     return np.asarray(scene.image).transpose(2, 0, 1), tag_numbers(scene)
 
 
@@ -101,6 +103,15 @@ def render_cutout(index: int, *, side: int, seed: int) -> tuple[np.ndarray, list
 def cutouts(number: int, *, side: int, seed: int, cache: Path, workers: int = 1) -> tuple[Tensor, list[list[int]]]:
     """`number` cutouts of `render_cutout`, kept in the file `cache`: pixels uint8 [b, 3, side, side], tag numbers."""
     pixels, (tags,) = _rendered(partial(render_cutout, side=side, seed=seed), number, ("tags",), cache, workers)
+    return pixels, tags
+
+
+def filled_pictures(
+    number: int, *, side: int, seed: int, scales: tuple[float, float] = (0.7, 0.95), cache: Path, workers: int = 1
+) -> tuple[Tensor, list[list[int]]]:
+    """`number` pictures of `render_one_object`, kept in the file `cache`: pixels uint8 [b, 3, side, side], tags."""
+    draw = partial(render_one_object, side=side, seed=seed, scales=scales)
+    pixels, (tags,) = _rendered(draw, number, ("tags",), cache, workers)
     return pixels, tags
 
 
