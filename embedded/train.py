@@ -21,6 +21,7 @@ import torch
 
 from core.errors import GroundingError
 from core.weights import FOLDER
+from embedded import parts as shipped_parts
 from embedded.cards import write_cards
 from embedded.claims.measure import SCENES, claims_settings, measure_model
 from embedded.claims.record import RECORD as CLAIMS
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.from_shipped and not (options.work / "vision").exists():
+        shipped_parts.unpack(options.work, folder=options.parts, weights=options.output)
     for part in PARTS:
         finished = options.work / f"{part}.finished"
         if part in options.only and not finished.is_file():
@@ -163,11 +166,12 @@ def _claim(name: str, seed: int, model: Path, prompt: str, options: argparse.Nam
 
 
 def _ship(options: argparse.Namespace) -> None:
-    """The shipped models of the two stages: their variants after stage 2, seed 0, in float16."""
+    """The shipped models of the two stages, their variants after stage 2, seed 0; and the parts they are made of."""
     work, data = options.work, family_data(options.work, workers=options.workers)
     for variant, folder in SHIPPED.items():
         experiments.run_stage_one(work, data, [(variant, 0)])
         experiments.ship(_second_stage(work, data, variant, 0), options.output / folder)
+    shipped_parts.pack(work, folder=options.parts, weights=options.output)
 
 
 def _second_stage(work: Path, data: TrainingData, variant: str, seed: int) -> Path:
@@ -193,6 +197,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=FOLDER, help="where weights go")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/embedded"), help="intermediate results, kept for resuming"
+    )
+    parser.add_argument(
+        "--parts", type=Path, default=shipped_parts.FOLDER, help="where the parts go that no shipped model holds"
+    )
+    parser.add_argument(
+        "--from-shipped", action="store_true", help="start from the shipped CLIP, diffusion and language model"
     )
     parser.add_argument("--record", type=Path, default=experiments.RECORD, help="where the variants' losses go")
     parser.add_argument("--claims", type=Path, default=CLAIMS, help="where the claims' counts go")

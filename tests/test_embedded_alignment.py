@@ -75,8 +75,11 @@ def test_the_cosine_is_that_of_the_blocks_own_output(unet):
 
 def test_scenes_are_aligned_cell_by_cell(unet):
     aligned = Alignment(unet, up_block=2, width=5)
-    unet(torch.randn(1, 4, 20, 20), 10, encoder_hidden_states=torch.randn(1, 7, 16))
-    assert aligned(torch.randn(1, 5, 10, 10), torch.ones(1)).ndim == 0
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            unet(torch.randn(1, 4, 20, 20), 10, encoder_hidden_states=torch.randn(1, 7, 16))
+        value = aligned(torch.randn(1, 5, 10, 10), torch.ones(1))
+        assert value.ndim == 0 and value.dtype == torch.float32
 
 
 def test_a_cell_of_the_shape_encoder_covers_sixteen_pixels(pictures):

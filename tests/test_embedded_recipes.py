@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from core.errors import GroundingError
 from core.lmm import load_lmm
 from core.sam import SamConfig, build_sam
 from core.weights import weights_path
 from embedded import train
+from embedded.parts import unpack
 from embedded.recipes import clip as vision_recipe
 from embedded.recipes import llava as lmm_recipe
 from embedded.recipes import sam as sam_recipe
@@ -254,7 +257,16 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     (work / "diffusion" / "vae").mkdir(parents=True)
     (work / "diffusion" / "vae" / "config.json").write_text("{}")  # as a run killed while it saved leaves it
     command = ["--output", str(weights), "--work", str(work), "--record", str(losses), "--workers", "1", "--no-cards"]
-    command += ["--seeds", "1", "--claims", str(tmp_path / "claims.json"), "--claim-scenes", "2"]
+    command += [
+        "--parts",
+        str(tmp_path / "parts"),
+        "--seeds",
+        "1",
+        "--claims",
+        str(tmp_path / "claims.json"),
+        "--claim-scenes",
+        "2",
+    ]
     train.main(["--only", "vision", "dino", "diffusion", "reader", "difflmm", "variants", *command])
     claimed = json.loads((tmp_path / "claims.json").read_text())["models"]
     assert {each["name"] for each in claimed} == {variant.name for variant in TABLE5}
@@ -265,6 +277,17 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     assert (work / "samples.png").is_file()
     assert json.loads((losses.parent / diffusion_curve.CURVE).read_text())[-1]["steps"] == 2
     assert len(json.loads((losses.parent / diffusion_curve.QUALITY).read_text())["probes"]) == 20
+    again = tmp_path / "again"
+    train.main(
+        ["--only", "reader", "--from-shipped", *command, "--work", str(again)]
+    )  # all there, so nothing is trained
+    for folder in ("vision", "diffusion/vae", "diffusion/unet", "diffusion/text_encoder", "reader"):
+        (file,) = (again / folder).glob("*.safetensors")
+        trained, unpacked = load_file(work / folder / file.name), load_file(file)
+        assert trained.keys() == unpacked.keys()
+        assert all(torch.equal(value.half(), unpacked[key].half()) for key, value in trained.items()), folder
+    with pytest.raises(GroundingError, match="holds vision, diffusion, reader already"):
+        unpack(again, folder=tmp_path / "parts", weights=weights)
     for name in ("llava_two_stages", "difflmm"):
         assert str(tmp_path) not in (weights / name / "config.json").read_text()
         generation = load_lmm(weights / name).generate(make_scene("val", 0).image, DESCRIBE, max_new_tokens=3)

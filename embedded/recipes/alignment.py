@@ -56,5 +56,5 @@ class Alignment(nn.Module):
 
     def forward(self, targets: Float[Tensor, "b c h w"], weights: Float[Tensor, " b"]) -> Float[Tensor, ""]:
         """The weighted mean over pictures of minus the mean cosine of their cells, for what the U-Net saw last."""
-        projected = to_grid_size(self.projection(self._seen[0]), targets.shape[-2:])
+        projected = to_grid_size(self.projection(self._seen[0].float()), targets.shape[-2:])
         return -(weights * F.cosine_similarity(projected, targets, dim=1).mean((1, 2))).mean()
