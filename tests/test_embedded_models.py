@@ -13,12 +13,16 @@ from core.phrases import load_nlp
 from core.weights import KINDS, weights_path
 from embedded.encoder_study.two_stages import STAGE1, STAGE2
 from embedded.evaluate import measure_llava, measure_sam
+from embedded.parts import FOLDER as PARTS
+from embedded.parts import unpack
 from embedded.recipes.autoencoder import AutoencoderRecipe
 from embedded.recipes.clip import VisionRecipe
+from embedded.recipes.denoising import sample
 from embedded.recipes.diffusion import DiffusionRecipe
 from embedded.recipes.language_model import ReaderRecipe
 from embedded.recipes.llava import LmmRecipe
 from embedded.recipes.sam import SamRecipe
+from embedded.recipes.shapes import ShapeRecipe
 from embedded.scenes.captions import DESCRIBE
 from embedded.scenes.scenes import make_scene
 
@@ -26,9 +30,11 @@ SCENES = 12  # of another seed than the cards' scenes
 
 
 def test_all_weights_together_are_under_40_megabytes_and_torch_weights_are_safetensors():
-    files = {kind: [file for file in weights_path(kind).rglob("*") if file.is_file()] for kind in KINDS}
-    assert sum(file.stat().st_size for kind in KINDS for file in files[kind]) < 40e6
-    for kind in ("llava", "llava_two_stages", "difflmm", "sam"):  # spaCy has a format of its own
+    folders = {kind: weights_path(kind) for kind in KINDS} | {"parts": PARTS}
+    files = {kind: [file for file in folder.rglob("*") if file.is_file()] for kind, folder in folders.items()}
+    files["parts"] = [file for file in files["parts"] if "__pycache__" not in file.parts and file.suffix != ".py"]
+    assert sum(file.stat().st_size for some in files.values() for file in some) < 40e6
+    for kind in ("llava", "llava_two_stages", "difflmm", "sam", "parts"):  # spaCy has a format of its own
         assert {file.suffix for file in files[kind]} <= {".safetensors", ".json", ".jinja", ".md"}
 
 
@@ -43,7 +49,7 @@ def test_cards_tell_the_recipes_of_this_code():
     recipes = {
         "llava": (VisionRecipe(), LmmRecipe()),
         "llava_two_stages": (ReaderRecipe(), STAGE1, STAGE2),
-        "difflmm": (AutoencoderRecipe(), DiffusionRecipe(), ReaderRecipe(), STAGE1, STAGE2),
+        "difflmm": (AutoencoderRecipe(), DiffusionRecipe(), ShapeRecipe(), ReaderRecipe(), STAGE1, STAGE2),
         "sam": (SamRecipe(),),
     }
     for kind, used in recipes.items():
@@ -91,6 +97,29 @@ def test_the_text_of_an_answer_replays_to_the_same_tokens_and_maps(kind):
         replayed = lmm.replay(picture, DESCRIBE, generated.text)
         assert torch.equal(replayed.token_ids, generated.token_ids)
         torch.testing.assert_close(replayed.attention, generated.attention, atol=1e-5, rtol=0)
+
+
+def test_the_unpacked_parts_are_those_that_difflmm_sees_with(tmp_path):
+    from core.encoders.diffusion import DiffusionVisionModel
+
+    unpack(tmp_path)
+    tower = load_lmm("embedded/difflmm", device="cpu").model.model.vision_tower
+    options = {"image_size": 160, "patch_size": 16, "clip_layer": -1, "noise_step": 100, "up_block": 2}
+    built = DiffusionVisionModel.from_parts(
+        tmp_path / "diffusion", tmp_path / "vision", **options, implicit_captioner=True, concat_clip=True,
+        positional_encoding=True,
+    )  # fmt: skip
+    for name in ("captioner", "positions"):
+        getattr(built, name).load_state_dict(getattr(tower, name).state_dict())
+    pixels = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(built(pixels).last_hidden_state, tower.float()(pixels).last_hidden_state)
+
+
+def test_the_unpacked_diffusion_model_paints(tmp_path):
+    unpack(tmp_path)
+    pictures = sample(tmp_path / "diffusion", ["a red crown on a plain gray background"], steps=4)
+    assert pictures.shape == (1, 3, 160, 160) and pictures.std() > 0.02
 
 
 def test_both_models_of_the_two_stages_share_their_clip_and_differ_in_the_rest():

@@ -286,6 +286,8 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
         trained, unpacked = load_file(work / folder / file.name), load_file(file)
         assert trained.keys() == unpacked.keys()
         assert all(torch.equal(value.half(), unpacked[key].half()) for key, value in trained.items()), folder
+    configs = [file.read_text() for file in (tmp_path / "parts").rglob("*.json")]
+    assert configs and not any(str(tmp_path) in text for text in configs)
     with pytest.raises(GroundingError, match="holds vision, diffusion, reader already"):
         unpack(again, folder=tmp_path / "parts", weights=weights)
     for name in ("llava_two_stages", "difflmm"):

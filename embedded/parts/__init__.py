@@ -66,6 +66,7 @@ def pack(work: Path, *, folder: Path = FOLDER, weights: Path = WEIGHTS) -> None:
     for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         model, held = kind.from_pretrained(diffusion / name), getattr(tower, name).state_dict()
         rest |= {f"{name}.{key}": value.half() for key, value in model.state_dict().items() if key not in held}
+        model.register_to_config(_name_or_path="")  # the configuration names no folder of this machine
         model.save_config(folder / name)
     save_file(rest, folder / REST)
     DDIMScheduler.from_pretrained(diffusion / "scheduler").save_pretrained(folder / "scheduler")
