@@ -363,3 +363,9 @@ def test_a_real_run_fills_its_rows(work):
     result = json.loads((run_folder(work, "sd", 1, 1) / "result.json").read_text())
     assert seen["held_out_loss"] == result["held_out_loss"]
     assert "Paired with LLaVA, CLIP over 2 seeds" in reading(losses, 5)
+
+
+def test_table_6_of_the_unaligned_u_net_is_shipped_whole_and_says_so():
+    losses = load_stage_losses("unaligned").of(find_table(6).variants)
+    assert set(losses.runs["variant"]) == {variant.name for variant in find_table(6).variants}
+    assert "no block aligned" in losses.versions["encoders"]

@@ -62,7 +62,8 @@ def load_stage_losses(source: str | Path = "", *, stage: int = 1) -> StageLosses
     """The losses of one stage's finished runs.
 
     Args:
-        source: "" for the record that is shipped; a record's JSON file; or a work folder of `make embedded`, whose
+        source: "" for the record that is shipped; "unaligned" for that of the U-Net before, of which no block was
+            aligned (Table 6's); a record's JSON file; or a work folder of `make embedded`, whose
             finished runs are read as they are now.
         stage: 1 or 2.
 
@@ -97,8 +98,9 @@ def read_record(source: str | Path) -> tuple[dict[str, Any], str]:
     """
     from embedded.encoder_study.experiments import RECORD, gather
 
-    path = Path(source) if str(source) else RECORD
-    name = repr(str(source)) if str(source) else "the shipped record of losses"
+    shipped = {"": RECORD, "unaligned": RECORD.with_name("losses_unaligned.json")}.get(str(source))
+    path = shipped or Path(source)
+    name = f"the shipped record {path.name}" if shipped else repr(str(source))
     if path.is_dir():
         return gather(path), name
     if not path.is_file():

@@ -16,8 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.encoders.frozen import to_grid_size
-
 
 def whiten(*features: Float[Tensor, "_ c _ _"], sample: int = 2_000) -> list[Float[Tensor, "_ c _ _"]]:
     """Features [n, c, h, w] of kinds of pictures, changed so that all their cells have no mean and unit covariance.
@@ -56,5 +54,7 @@ class Alignment(nn.Module):
 
     def forward(self, targets: Float[Tensor, "b c h w"], weights: Float[Tensor, " b"]) -> Float[Tensor, ""]:
         """The weighted mean over pictures of minus the mean cosine of their cells, for what the U-Net saw last."""
+        from core.encoders.frozen import to_grid_size
+
         projected = to_grid_size(self.projection(self._seen[0].float()), targets.shape[-2:])
         return -(weights * F.cosine_similarity(projected, targets, dim=1).mean((1, 2))).mean()
