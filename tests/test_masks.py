@@ -43,17 +43,23 @@ def test_points_in_one_batch_equal_segment_anythings_own_predictor_one_at_a_time
     assert not ours.masks.all()
 
 
+def share_that_differs(one: Masks, other: Masks) -> float:
+    """Share of pixels: a logit of zero but for rounding may fall on either side when fewer masks are resized together."""
+    assert one.masks.shape == other.masks.shape
+    return (one.masks != other.masks).float().mean().item()
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("how", ["last", "best", "all"])
 def test_choosing_before_the_masks_are_brought_to_size_equals_choosing_after(size: tuple[int, int], how: str) -> None:
     segmenter().set_image(picture(size))
     (early,) = segmenter().predict_in_parts(some_points(size), choice=how)
     late = choose(segmenter().predict(some_points(size)), how)
-    assert torch.equal(early.masks, late.masks) and torch.equal(early.scores, late.scores)
+    assert share_that_differs(early, late) < 1e-4 and torch.equal(early.scores, late.scores)
     maps = torch.rand(3, *size, generator=torch.Generator().manual_seed(5))
     early = segmenter().predict_from_maps(maps, temperature=None, choice=how)
     late = choose(segmenter().predict_from_maps(maps, temperature=None), how)
-    assert torch.equal(early.masks, late.masks) and torch.equal(early.scores, late.scores)
+    assert share_that_differs(early, late) < 1e-4 and torch.equal(early.scores, late.scores)
     assert segmenter().predict_from_maps(maps[:0], choice="last").masks.shape == (0, 1, *size)
 
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.figures import drawn_numbers
@@ -173,6 +173,7 @@ def test_popes_numbers_by_hand():
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.sets(st.sampled_from(STRATEGIES))), min_size=1, max_size=30))
 def test_popes_numbers_against_a_naive_count(questions):
     word = {True: "yes", False: "no"}
