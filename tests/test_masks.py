@@ -44,7 +44,7 @@ def test_points_in_one_batch_equal_segment_anythings_own_predictor_one_at_a_time
 
 
 def share_that_differs(one: Masks, other: Masks) -> float:
-    """Share of pixels: a logit of zero but for rounding may fall on either side when fewer masks are resized together."""
+    """Share of pixels: logits that are zero but for rounding change sides when fewer masks are resized together."""
     assert one.masks.shape == other.masks.shape
     return (one.masks != other.masks).float().mean().item()
 
