@@ -211,7 +211,7 @@ def filled_sources(recipe: DiffusionRecipe, vae: Any, work: Path, *, workers: in
 
 
 def kept_latents(vae: Any, pixels: UInt8[Tensor, "n 3 H W"], file: Path) -> Float[Tensor, "n c h w"]:
-    """Scaled latents in float16, computed in bfloat16 and kept in `file`."""
+    """Scaled latents in float16, computed in `half_precision` and kept in `file`."""
     if not file.is_file():
         chunks = [encode_all(vae, part, batch=64, mixed=True) for part in pixels.split(512)]
         save_tensors((torch.cat(chunks) * vae.config.scaling_factor).half(), file)

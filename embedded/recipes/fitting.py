@@ -56,12 +56,17 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
+def computes_bfloat16() -> bool:
+    """Whether this processor has bfloat16 kernels, by oneDNN, which torch calls for them."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def half_precision(device: str = "cpu", *, enabled: bool = True) -> torch.autocast:
     """Autocast to bfloat16 where the processor computes in it; elsewhere float32.
 
     On x86 processors without AVX-512 torch has slow loops only for bfloat16: products take over twenty times as long.
     """
-    native = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = device != "cpu" or computes_bfloat16()
     return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled and native)
 
 
@@ -70,7 +75,7 @@ def training_attention() -> str:
 
     In bfloat16 eager's products win; without it the fused kernel takes a third less time for a step.
     """
-    return "eager" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "sdpa"
+    return "eager" if computes_bfloat16() else "sdpa"
 
 
 class Average:
