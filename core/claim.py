@@ -20,6 +20,7 @@ from core.provenance import package_versions
 FORMAT = 2  # of the claim and of the records beside it
 LISTED = 6  # changed settings that a refusal names; more are counted
 LOCK = "training.lock"
+_held: set[Path] = set()  # by this process, which some file systems' locks (NFS) would let have a folder twice
 ABSENT = object()
 
 
@@ -66,24 +67,28 @@ def hold(folder: str | Path, *, rank: int = 0) -> Iterator[None]:
         rank: number of this process where several share the folder; only 0 holds it, for all.
 
     Raises:
-        GroundingError: another process holds it.
+        GroundingError: another process holds it, or this one already.
     """
     if rank:
         yield
         return
     from filelock import FileLock, Timeout
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(folder) / LOCK)
+    folder = Path(folder).resolve()
+    advice = "wait until it ends, or give another folder"
+    if folder in _held:
+        raise GroundingError(f"this process is training in {str(folder)!r} already; {advice}")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise GroundingError(
-            f"another process is training in {str(folder)!r}; wait until it ends, or give another folder"
-        ) from error
+        raise GroundingError(f"another process is training in {str(folder)!r}; {advice}") from error
+    _held.add(folder)
     try:
         yield
     finally:
+        _held.discard(folder)
         lock.release()
 
 

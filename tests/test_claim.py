@@ -100,3 +100,13 @@ def test_a_folder_that_another_process_trains_in_is_refused_until_that_one_ends(
         other.kill()
     with hold(tmp_path / "run"):
         pass
+
+
+def test_a_folder_is_held_once_by_a_process_too_where_its_locks_are_a_process_s(tmp_path, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # as NFS answers the process that has the lock
+    with hold(tmp_path), pytest.raises(GroundingError, match=r"this process is training in .* already"):
+        hold(tmp_path / ".." / tmp_path.name).__enter__()
+    with hold(tmp_path):
+        pass
