@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from embedded.recipes.alignment import Alignment
 from embedded.recipes.fitting import Average, Fit, fit, half_precision, step_generator
+from embedded.scenes.pictures import CUTOUT_SIDE
 
 log = logging.getLogger(__name__)
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -52,7 +53,7 @@ class DiffusionRecipe:
     average: float = 0.998  # decay of the weights' moving average, which is what is kept
     filled: int = 20_000
     cutouts: int = 24_000  # the first of those that the shape encoder sees
-    cutout_side: int = 64  # pixels, of all pictures that are no whole scenes
+    cutout_side: int = CUTOUT_SIDE  # pixels, of all pictures that are no whole scenes
     filled_seed: int = 2  # not that of CLIP's pictures of one object
     cutout_batch: int = 64
     plain_steps: int = 700

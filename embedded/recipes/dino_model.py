@@ -11,6 +11,7 @@ from torch import nn
 from core.errors import GroundingError
 from embedded.recipes.dino_contrast import wave_positions
 from embedded.recipes.dino_heads import PrototypeHead
+from embedded.scenes.pictures import CUTOUT_SIDE
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class DinoRecipe:
     large_area: tuple[float, float] = (0.5, 1.0)
     small_area: tuple[float, float] = (0.15, 0.4)
     cutouts: int = 40_000
-    cutout_side: int = 64
+    cutout_side: int = CUTOUT_SIDE
     cutout_seed: int = 2
     object_size: int = 48  # side of the views of one object, alone
     object_steps: int = 3_500

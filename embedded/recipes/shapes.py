@@ -21,6 +21,7 @@ from embedded.recipes.dino_contrast import nt_xent, pool
 from embedded.recipes.dino_objects import object_views, outline
 from embedded.recipes.dino_views import standardise
 from embedded.recipes.fitting import Fit, fit, step_generator
+from embedded.scenes.pictures import CUTOUT_SIDE
 
 CELL = 16  # pixels a side of what one cell stands for
 
@@ -38,7 +39,7 @@ class ShapeRecipe:
     """
 
     cutouts: int = 40_000
-    cutout_side: int = 64
+    cutout_side: int = CUTOUT_SIDE
     cutout_seed: int = 2  # with these three DINO's cutouts, drawn once
     channels: tuple[int, int, int, int] = (16, 32, 64, 128)
     view: int = 48

@@ -23,6 +23,7 @@ from embedded.scenes.scenes import COLOURS, GROUNDS, TEXTURES, Scene, make_scene
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's normalisation, as in LLaVA's processor
 STD = (0.26862954, 0.26130258, 0.27577711)
 SHAPES = ((144, 192), (192, 192), (192, 144), (160, 192), (192, 160))  # (H, W) pixels of the training renderings
+CUTOUT_SIDE = 64  # pixels, of the pictures of one object that DINO, the shape encoder and the U-Net share
 
 PAIRS = tuple(f"{colour} {category}" for colour in COLOURS for category in CATEGORIES)
 TAGS = (*PAIRS, *CATEGORIES, *COLOURS, *TEXTURES, *GROUNDS)
