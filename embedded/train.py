@@ -7,6 +7,9 @@ the first), whose losses are recorded. Last, two LLaVAs that answer at length, o
 whose answers on held-out scenes are recorded for the paper's claims. Each part can be run alone once those it needs are
 finished. Which are finished is noted in the working directory, and the trainings keep states in between: a killed
 command goes on. At the end the shipped models are measured on held-out scenes and their cards written.
+
+`--from-shipped --only variants --variants sd sd_clip` trains some variants from the shipped parts; their losses join
+those that the record holds.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +33,7 @@ from embedded.claims.record import add_model
 from embedded.encoder_study import diffusion_curve, diffusion_quality, experiments, probes, two_stages
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.two_stages import TrainingData, run_stage
-from embedded.encoder_study.variants import TABLE5, Parts
+from embedded.encoder_study.variants import TABLE5, VARIANTS, Parts, find_variant
 from embedded.recipes import autoencoder, clip, diffusion, dino, language_model, llava, sam
 from embedded.recipes.diffusion_samples import write_samples
 from embedded.scenes.captions import DESCRIBE, listed
@@ -53,7 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
         finished = options.work / f"{part}.finished"
         if part in options.only and not finished.is_file():
             _train(part, options)
-            finished.touch()
+            if part != "variants" or set(options.variants) == set(VARIANTS):
+                finished.touch()
     if not options.no_cards:
         write_cards(options.output, scenes=options.card_scenes)
 
@@ -63,13 +68,14 @@ def family_parts(work: Path) -> Parts:
     return Parts(clip=work / "vision", dino=work / "dino", diffusion=work / "diffusion", reader=work / "reader")
 
 
-def family_data(work: Path, *, workers: int = 1) -> TrainingData:
-    """The scenes of the two stages and their features in a working directory.
+def family_data(work: Path, variants: Iterable[str] = tuple(VARIANTS), *, workers: int = 1) -> TrainingData:
+    """The scenes of the two stages and the features that some variants read, in a working directory.
 
     Raises:
-        GroundingError: a part of the variants was not trained there.
+        GroundingError: unknown variant, or a part of one was not trained there.
     """
-    missing = [name for name, folder in vars(family_parts(work)).items() if not folder.is_dir()]
+    needed = {part for name in variants for part in find_variant(name).parts}
+    missing = [name for name, folder in vars(family_parts(work)).items() if name in needed and not folder.is_dir()]
     if missing:
         raise GroundingError(f"{str(work)!r} holds no trained {', '.join(missing)}; `make embedded` trains them there")
     return experiments.training_data(work, family_parts(work), workers=workers)
@@ -140,19 +146,21 @@ def _train_diffusion(options: argparse.Namespace) -> None:
 
 
 def _train_variants(options: argparse.Namespace) -> None:
-    """Stage 1 of every variant and seed; the record of its losses.
+    """Stage 1 of the variants with every seed; the record of its losses.
 
     Stage 2 of Table 5's variants has the first seed, that of the claimed ones every seed; all of them are measured on
     held-out scenes for the record of the claims.
     """
-    work, data = options.work, family_data(options.work, workers=options.workers)
-    experiments.run_stage_one(work, data, experiments.planned_runs(seeds5=options.seeds, seeds6=options.seeds))
+    work, names = options.work, options.variants
+    data = family_data(work, names, workers=options.workers)
+    planned = experiments.planned_runs(seeds5=options.seeds, seeds6=options.seeds)
+    experiments.run_stage_one(work, data, [run for run in planned if run[0] in names])
     for seed in range(options.seeds):
         for variant in TABLE5:
-            if seed == 0 or variant.name in CLAIMED:
+            if variant.name in names and (seed == 0 or variant.name in CLAIMED):
                 _claim(variant.name, seed, _second_stage(work, data, variant.name, seed), DESCRIBE, options)
-    probes.run_probes(work, data)
-    experiments.record(work, options.record)
+    probes.run_probes(work, data, [name for name in probes.probed_variants() if name in names])
+    experiments.record(work, options.record, join=options.from_shipped)
 
 
 def _claim(name: str, seed: int, model: Path, prompt: str, options: argparse.Namespace) -> None:
@@ -167,7 +175,7 @@ def _claim(name: str, seed: int, model: Path, prompt: str, options: argparse.Nam
 
 def _ship(options: argparse.Namespace) -> None:
     """The shipped models of the two stages, their variants after stage 2, seed 0; and the parts they are made of."""
-    work, data = options.work, family_data(options.work, workers=options.workers)
+    work, data = options.work, family_data(options.work, SHIPPED, workers=options.workers)
     for variant, folder in SHIPPED.items():
         experiments.run_stage_one(work, data, [(variant, 0)])
         experiments.ship(_second_stage(work, data, variant, 0), options.output / folder)
@@ -203,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--from-shipped", action="store_true", help="start from the shipped CLIP, diffusion and language model"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="encoder variants (default: all)"
     )
     parser.add_argument("--record", type=Path, default=experiments.RECORD, help="where the variants' losses go")
     parser.add_argument("--claims", type=Path, default=CLAIMS, help="where the claims' counts go")

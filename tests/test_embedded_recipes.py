@@ -227,6 +227,7 @@ def test_one_command_trains_measures_and_does_not_repeat_what_is_finished(tmp_pa
 def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path, monkeypatch):
     """The whole of DiffLMM's side at a size of seconds: parts, both stages, what is shipped, the recorded losses."""
     from embedded.encoder_study import diffusion_curve, experiments, probes, two_stages
+    from embedded.encoder_study.experiments import run_folder
     from embedded.encoder_study.two_stages import StageRecipe
     from embedded.encoder_study.variants import TABLE5, TABLE6
     from embedded.encoder_study.word_swaps import WordSwaps
@@ -286,6 +287,18 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
         trained, unpacked = load_file(work / folder / file.name), load_file(file)
         assert trained.keys() == unpacked.keys()
         assert all(torch.equal(value.half(), unpacked[key].half()) for key, value in trained.items()), folder
+    # some variants from the shipped parts, without a DINO: their losses join the record
+    some = ["--only", "variants", "--from-shipped", *command, "--work", str(again), "--variants"]
+    train.main([*some, "sd_pe", "sd"])
+    assert not (again / "dino").exists() and not (again / "variants.finished").exists()
+    retrained, runs = json.loads(losses.read_text()), run_folder(again, "sd_pe", 0, 2) / "result.json"
+    assert [[(run["variant"], run["recipe"]["stage"]) for run in each["runs"]] for each in (retrained, content)] == [
+        sorted((run["variant"], run["recipe"]["stage"]) for run in content["runs"])
+    ] * 2
+    assert retrained["probes"][:3] == content["probes"][:3]
+    assert json.loads(runs.read_text())["held_out_loss"] in [run["held_out_loss"] for run in retrained["runs"]]
+    with pytest.raises(GroundingError, match="holds no trained dino"):
+        train.main([*some, "clip_dino"])
     configs = [file.read_text() for file in (tmp_path / "parts").rglob("*.json")]
     assert configs and not any(str(tmp_path) in text for text in configs)
     with pytest.raises(GroundingError, match="holds vision, diffusion, reader already"):

@@ -14,7 +14,7 @@ from core.lmm import load_lmm
 from core.training.loss_log import read_losses
 from core.training.templates import IGNORE
 from embedded.encoder_study import two_stages
-from embedded.encoder_study.experiments import planned_runs, record, run_folder, run_stage_one
+from embedded.encoder_study.experiments import joined, planned_runs, record, run_folder, run_stage_one
 from embedded.encoder_study.feature_cache import smaller
 from embedded.encoder_study.two_stages import StageRecipe, caption_sample, run_stage, visual_features
 from embedded.encoder_study.variants import TABLE5, TABLE6, VARIANTS, build_encoder, build_llava
@@ -196,6 +196,12 @@ def test_runs_of_both_tables_are_recorded(data, tmp_path):
     assert content["runs"][0]["losses"][0] == pytest.approx(sum(logged) / 4, abs=1e-4)
     with pytest.raises(GroundingError, match="make embedded"):
         record(tmp_path / "nothing", tmp_path / "losses.json")
+    held = {**content, "runs": [{**content["runs"][0], "seed": 7}, content["runs"][0]], "probes": [{"variant": "sd"}]}
+    both = joined(held, content)
+    assert [run["seed"] for run in both["runs"] if run["variant"] == "clip"] == [0, 7]
+    assert both["probes"] == [{"variant": "sd"}]
+    with pytest.raises(GroundingError, match=r"losses of torch 1\.0 and .* do not compare"):
+        joined({**held, "torch": "1.0"}, content)
 
 
 def test_plan_holds_every_variant_once_per_seed():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from core.atomic import write_atomically
+from core.claim import read_object
 from core.errors import GroundingError
 from core.training.loss_log import read_losses
 from embedded.encoder_study import two_stages
@@ -71,13 +72,41 @@ def planned_runs(*, seeds5: int = 3, seeds6: int = 3) -> list[tuple[str, int]]:
     return list(dict.fromkeys(runs))
 
 
-def record(work: Path, file: Path = RECORD, *, stages: tuple[int, ...] = (1, 2)) -> Path:
+def record(work: Path, file: Path = RECORD, *, stages: tuple[int, ...] = (1, 2), join: bool = False) -> Path:
     """Gathers the losses of all finished runs and the probes under `work` into one JSON file.
 
+    Args:
+        join: keep the runs and probes that the file holds and `work` does not.
+
     Raises:
-        GroundingError: there is no finished run.
+        GroundingError: there is no finished run; those to join were computed with other encoders or libraries.
     """
-    return write_record(gather(work, stages=stages), file)
+    content = gather(work, stages=stages)
+    if join and file.is_file():
+        content = joined(read_object(file), content)
+    return write_record(content, file)
+
+
+def joined(held: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A record with another's runs and probes, which replace those of the same variant, seed and stage.
+
+    Raises:
+        GroundingError: they were computed with other encoders or libraries.
+    """
+
+    def run_key(run: dict[str, Any]) -> tuple[str, int, int]:
+        return run["variant"], run["seed"], run["recipe"]["stage"]
+
+    head = [{key: each.get(key) for key in ("encoders", "loss_bin", *environment())} for each in (held, found)]
+    if head[0] != head[1]:
+        differing = ", ".join(
+            f"{key} {head[0][key]} and {head[1][key]}" for key in head[0] if head[0][key] != head[1][key]
+        )
+        raise GroundingError(f"losses of {differing} do not compare; write them to a record of their own")
+    runs = {run_key(run): run for run in [*held["runs"], *found["runs"]]}
+    probes = {row["variant"]: row for row in [*held.get("probes", []), *found["probes"]]}
+    order = [name for name in found["variants"] if name in probes]
+    return {**found, "runs": [runs[key] for key in sorted(runs)], "probes": [probes[name] for name in order]}
 
 
 def write_record(content: Any, file: Path) -> Path:

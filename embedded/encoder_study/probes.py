@@ -54,7 +54,9 @@ def probed_variants() -> list[str]:
     return [name for name, one in VARIANTS.items() if not (one.implicit_captioner or one.positional_encoding)]
 
 
-def run_probes(work: Path, data: TrainingData, names: Iterable[str] = (), *, recipe: ProbeRecipe | None = None) -> Path:
+def run_probes(
+    work: Path, data: TrainingData, names: Iterable[str] | None = None, *, recipe: ProbeRecipe | None = None
+) -> Path:
     """Probes the variants' features; those that `work` / "probes.json" holds for the same recipe are left as they are.
 
     Args:
@@ -63,7 +65,7 @@ def run_probes(work: Path, data: TrainingData, names: Iterable[str] = (), *, rec
     recipe, file = recipe or ProbeRecipe(), work / FILE
     rows = [row for row in read_probes(work) if row["recipe"] == asdict(recipe)]
     train, held_out = range(recipe.scenes), data.held_out
-    for name in names or probed_variants():
+    for name in probed_variants() if names is None else names:
         if any(row["variant"] == name for row in rows):
             continue
         grids = [_grids(data, find_variant(name), scenes) for scenes in (train, held_out)]

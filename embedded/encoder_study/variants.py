@@ -39,6 +39,12 @@ class Variant:
         """Whether a U-Net is part of it."""
         return self.model == "DiffLMM"
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """Fields of `Parts` that the whole model is made of."""
+        captioner = {"clip"} if self.implicit_captioner else set()
+        return frozenset({"reader", *self.towers, *captioner, *(["diffusion"] if self.diffusion else [])})
+
 
 TABLE5 = (
     Variant("clip", "LLaVA", "CLIP", ("clip",)),
