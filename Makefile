@@ -42,6 +42,7 @@ bench: $(STAMP)  ## time and memory of BENCH: capture (against plain generation)
 
 embedded: $(STAMP)  ## train the embedded models again (a long run on a CPU)
 	$(RUN) -m embedded.train $(ARGS)
+	$(RUN) -m analysis.claims.cards
 
 lint: $(STAMP)  ## check style and formatting, notebooks included
 	$(RUN) -m ruff check . $(ARGS)

@@ -31,6 +31,9 @@ DATA = (
 )
 
 
+CLAIMS = ("<!-- claims: `python -m analysis.claims.cards` -->", "<!-- end of claims -->")
+
+
 def write_cards(weights: Path, *, scenes: int, kinds: tuple[str, ...] = KINDS) -> None:
     """Measures the models in `weights` on held-out scenes and writes `README.md` and `measured.json` beside each.
 
@@ -203,8 +206,22 @@ second half of the training); for them it returns the background or nothing.
 """
 
 
+def put_claims(card: str, claims: str) -> str:
+    """A card with its account of the paper's claims, at the end; instead of the one that it has, if any."""
+    first, last = CLAIMS
+    return f"{card.partition(first)[0].rstrip()}\n\n{first}\n\n{claims.strip()}\n\n{last}\n"
+
+
+def _claims(card: Path) -> str:
+    """The account of the claims that a card has; empty where it has none."""
+    text = card.read_text() if card.is_file() else ""
+    return text.partition(CLAIMS[0])[2].partition(CLAIMS[1])[0]
+
+
 def _write(directory: Path, card: str, measured: dict[str, float | int]) -> None:
-    (directory / "README.md").write_text(card)
+    file = directory / "README.md"
+    told = _claims(file)
+    file.write_text(put_claims(card, told) if told else card)
     (directory / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from analysis.claims.cards import TOLD, claims_section, write_sections
 from analysis.claims.figures import plot_example, plot_norms
 from analysis.claims.intervals import Counts, paired_difference, pooled_share
 from analysis.claims.reading import encoder_reading, equation3_reading, places_reading, sink_reading, verdict
@@ -20,6 +21,8 @@ from analysis.claims.tables import claim_results, encoder_table, equation3_table
 from analysis.figures import drawn_numbers
 from analysis.scoring.metrics import difference_interval, ratio_interval
 from core.errors import GroundingError
+from core.weights import FOLDER
+from embedded.cards import _write
 from embedded.claims.measure import FIELDS, claims_settings
 from embedded.claims.record import add_model
 
@@ -160,7 +163,7 @@ def test_encoders_are_compared_with_clip_over_common_seeds(claims):
     assert table.loc[label("sd"), "named (precision/recall)"] == "50 / 50 against 50 / 50"
     assert len(table) == 3
     told = encoder_reading(claims).splitlines()
-    assert "reproduced, 25.0 [25.0, 25.0] percentage points, over seeds 3 (0, 1, 2)." in told[-1]
+    assert "reproduced, 25.0 [25.0, 25.0] percentage points (seeds: 3 (0, 1, 2))." in told[-1]
     assert "SD points better than LLaVA, CLIP: refuted at this scale" in told[0] and "not told apart" in told[1]
 
 
@@ -187,6 +190,31 @@ def test_places_are_told_against_the_bar(claims):
     assert f"{label('clip')} tells 50.0" in told and "70 % missed" in told
     results = claim_results(claims)
     assert {each.item for each in results} == {"beyond"} and len(results) == 3 + 5 + 5
+
+
+def test_cards_tell_the_claims_once_and_are_measured_again_without_losing_them(claims, tmp_path):
+    for card in TOLD:
+        (tmp_path / card).mkdir()
+        _write(tmp_path / card, f"# {card}\n\n**Measured** 1\n", {})
+    for _ in range(2):
+        cards = write_sections(tmp_path, claims)
+    assert [card.read_text().count("**The paper's claims**") for card in cards] == [1, 1, 1]
+    text = (tmp_path / "difflmm" / "README.md").read_text()
+    assert text.startswith("# difflmm\n\n**Measured** 1\n\n<!-- claims")
+    for reading in (encoder_reading(claims), places_reading(claims.of(["sd_clip"]))):
+        assert all(f"- {line}\n" in text for line in reading.splitlines())
+    assert label("clip") + " tells" not in text
+    assert "picture first: reproduced, 50.0" in (tmp_path / "llava" / "README.md").read_text()
+    _write(tmp_path / "difflmm", "# difflmm\n\n**Measured** 2\n", {})
+    assert (tmp_path / "difflmm" / "README.md").read_text() == text.replace("**Measured** 1", "**Measured** 2")
+
+
+def test_the_shipped_cards_tell_what_the_shipped_record_says():
+    claims = load_claims()
+    for card in TOLD:
+        assert claims_section(card, claims) in (FOLDER / card / "README.md").read_text(), (
+            "python -m analysis.claims.cards"
+        )
 
 
 def test_the_provenance_names_every_models_own_prompt(claims):

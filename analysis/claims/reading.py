@@ -24,7 +24,7 @@ def encoder_reading(claims: Claims) -> str:
     if rows.empty:
         return "No diffusion variant is recorded beside CLIP yet, so the claim is open."
     return "\n".join(
-        f"{row['method']} points better than {row['against']}: {_told(row)}, over seeds {row['seeds']}."
+        f"{row['method']} points better than {row['against']}: {_told(row)} (seeds: {row['seeds']})."
         for row in rows.to_dict("records")
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ class Claims:
     settings: Mapping[str, Any]
     models: Mapping[str, Mapping[int, Mapping[str, Any]]]
     versions: Mapping[str, str]
+
+    def of(self, names: Iterable[str]) -> Claims:
+        """Those of some models; what is not recorded is left out."""
+        return Claims(self.settings, {name: self.models[name] for name in names if name in self.models}, self.versions)
 
     def values(self, name: str, field: str) -> Shaped[np.ndarray, "seeds images"]:
         """One of `embedded.claims.measure.FIELDS` of a model, for each of its seeds and scenes."""
