@@ -77,7 +77,10 @@ def family_data(work: Path, variants: Iterable[str] = tuple(VARIANTS), *, worker
     needed = {part for name in variants for part in find_variant(name).parts}
     missing = [name for name, folder in vars(family_parts(work)).items() if name in needed and not folder.is_dir()]
     if missing:
-        raise GroundingError(f"{str(work)!r} holds no trained {', '.join(missing)}; `make embedded` trains them there")
+        raise GroundingError(
+            f"{str(work)!r} holds no trained {', '.join(missing)}; `make embedded` trains them there, and "
+            "`python -m embedded.train --from-shipped` begins with the shipped ones"
+        )
     return experiments.training_data(work, family_parts(work), workers=workers)
 
 
