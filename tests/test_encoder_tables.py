@@ -365,7 +365,14 @@ def test_a_real_run_fills_its_rows(work):
     assert "Paired with LLaVA, CLIP over 2 seeds" in reading(losses, 5)
 
 
-def test_table_6_of_the_unaligned_u_net_is_shipped_whole_and_says_so():
-    losses = load_stage_losses("unaligned").of(find_table(6).variants)
+@pytest.mark.parametrize(("source", "told"), [("", "up block 2 is aligned"), ("unaligned", "no block aligned")])
+def test_table_6_of_both_u_nets_is_shipped_whole_and_says_which_blocks_were_aligned(source, told):
+    losses = load_stage_losses(source).of(find_table(6).variants)
     assert set(losses.runs["variant"]) == {variant.name for variant in find_table(6).variants}
-    assert "no block aligned" in losses.versions["encoders"]
+    assert told in losses.versions["encoders"]
+
+
+def test_both_stages_of_every_row_of_table_5_are_shipped():
+    for stage in (1, 2):
+        losses = load_stage_losses(stage=stage).of(find_table(5).variants)
+        assert set(losses.runs["variant"]) == {variant.name for variant in find_table(5).variants}

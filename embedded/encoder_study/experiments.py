@@ -28,7 +28,8 @@ RECORD = Path(__file__).parents[1] / "recorded" / "losses.json"
 SCENES = 16_000  # of the training split, drawn for the variants
 HELD_OUT = 500  # the last of them, which no stage sees
 BIN = 10  # steps whose mean loss is one value of the record
-ENCODERS = "CLIP that knows places, DINO taught by contrast, U-Net aligned with shapes"  # that the runs read
+# that the runs read
+ENCODERS = "CLIP that knows places, DINO taught by contrast, U-Net whose up block 2 is aligned with shapes"
 
 
 def training_data(work: Path, parts: Parts, *, workers: int = 1) -> TrainingData:
