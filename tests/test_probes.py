@@ -10,6 +10,7 @@ import torch
 from tiny_family import tiny_data
 
 from analysis.encoders.probes import load_probes, probe_provenance, probe_table
+from embedded.encoder_study import probes
 from embedded.encoder_study.probes import WORDS, ProbeRecipe, average_precision, probe, probed_variants, run_probes
 from embedded.scenes.pictures import TAGS, multi_hot
 
@@ -59,6 +60,19 @@ def test_probes_are_kept_and_repeated_for_another_recipe_only(family, tmp_path):
     assert rows[0]["chance"]["ground"] == pytest.approx(share[:, share.any(0)].mean().item(), abs=1e-4)
     run_probes(tmp_path, family, ["clip"], recipe=replace(QUICK, steps=4))
     assert [row["recipe"]["steps"] for row in json.loads(file.read_text())] == [4]
+
+
+def test_what_another_process_probed_meanwhile_is_kept(family, tmp_path, monkeypatch):
+    real = probes.probe
+
+    def probe_while_another_does(*arguments, **options):
+        monkeypatch.setattr(probes, "probe", real)
+        run_probes(tmp_path, family, ["sd_b3"], recipe=QUICK)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(probes, "probe", probe_while_another_does)
+    file = run_probes(tmp_path, family, ["clip"], recipe=QUICK)
+    assert [row["variant"] for row in json.loads(file.read_text())] == ["sd_b3", "clip"]
 
 
 def test_the_table_has_a_row_for_every_frozen_encoder_and_one_for_chance(tmp_path):

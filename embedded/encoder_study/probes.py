@@ -63,18 +63,22 @@ def run_probes(
         names: of variants; by default all of `probed_variants`.
     """
     recipe, file = recipe or ProbeRecipe(), work / FILE
-    rows = [row for row in read_probes(work) if row["recipe"] == asdict(recipe)]
     train, held_out = range(recipe.scenes), data.held_out
     for name in probed_variants() if names is None else names:
-        if any(row["variant"] == name for row in rows):
+        if any(row["variant"] == name for row in _finished(work, recipe)):
             continue
         grids = [_grids(data, find_variant(name), scenes) for scenes in (train, held_out)]
         words = [multi_hot([data.tags[number] for number in scenes]) for scenes in (train, held_out)]
-        found = probe(grids[0], words[0], grids[1], words[1], recipe, state=work / "probe.tmp.pt")
-        rows.append({"variant": name, "recipe": asdict(recipe), "held_out_scenes": len(held_out), **found})
+        found = probe(grids[0], words[0], grids[1], words[1], recipe, state=work / f"probe_{name}.tmp.pt")
+        row = {"variant": name, "recipe": asdict(recipe), "held_out_scenes": len(held_out), **found}
+        rows = [*_finished(work, recipe), row]  # read anew: another process may have probed another variant meanwhile
         write_atomically(file, (json.dumps(rows, indent=1) + "\n").encode())
         logger.info("probe of %s: %s", name, found["mean_average_precision"])
     return file
+
+
+def _finished(work: Path, recipe: ProbeRecipe) -> list[dict[str, Any]]:
+    return [row for row in read_probes(work) if row["recipe"] == asdict(recipe)]
 
 
 def read_probes(work: Path) -> list[dict[str, Any]]:
