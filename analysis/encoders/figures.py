@@ -126,7 +126,7 @@ def plot_curves(curves: pd.DataFrame, labels: Mapping[str, str], *, ax: Axes | N
 def plot_noise_and_blocks(losses: StageLosses, number: int = 6) -> Figure:
     """Table 6 over the noise step and over the up block: ours above, the paper's below, each on axes of its own."""
     described, paper, panels = describe_variants(number), paper_losses(number), find_table(number).panels
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 6), sharex="col", height_ratios=[1.3, 1], layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6), sharex="col", height_ratios=[1.3, 1], layout="constrained")
     for (upper, lower), (varied, (fixed, at)) in zip(axes.T, panels.items(), strict=True):
         held = f"{fixed.replace('_', ' ')} {at}"
         chosen = described[described[fixed] == at].sort_values(varied)
@@ -142,8 +142,9 @@ def plot_noise_and_blocks(losses: StageLosses, number: int = 6) -> Figure:
         _plain(lower, "y")
     axes[0, 0].set_ylabel(f"loss ({UNIT})")
     axes[1, 0].set_ylabel("converged stage-1 loss", color=SOFT)
-    if axes[0, 0].get_legend_handles_labels()[0]:
-        axes[0, 0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8)
     return figure
 
 
