@@ -591,6 +591,7 @@ def test_the_summary_comes_first_and_names_what_is_missing(tmp_path):
     assert "Ours: COCO, n = 5. The paper's: COCO val2017" in summary and "Other points." in summary
     assert 'src="alpha/figures/heads.png"' in summary
     assert len(re.findall("not in this run", summary)) == len(ITEMS) - 2
+    assert summary.count("Not finished: ") == 1  # said once, not beside every item that is missing
     assert page.index('<section id="zeta">') < page.index('<section id="alpha">')
 
 
