@@ -29,8 +29,6 @@ DATA = (
     f"({', '.join(CATEGORIES)}) in {len(COLOURS)} colours on {len(TEXTURES)} textures in {len(GROUNDS)} hues, with a "
     "description and questions written by rules. Splits draw from separate random streams."
 )
-
-
 CLAIMS = ("<!-- claims: `python -m analysis.claims.cards` -->", "<!-- end of claims -->")
 
 

@@ -48,7 +48,7 @@ class FeatureCache:
             if variant.towers == ("clip",):
                 return {"features": features[0].flatten(1, 2)}
             return {"features": torch.cat(features, dim=-1)}
-        found = {"clip": self._chunks("clip_beside", scenes, self._clip_beside)} if _uses_clip(variant) else {}
+        found = {"clip": self._chunks("clip_beside", scenes, self._clip_beside)} if "clip" in variant.parts else {}
         if variant.implicit_captioner:
             return {**found, "noisy": self._chunks(f"noisy_{variant.noise_step}", scenes, self._noisy(variant))}
         name = f"diffusion_{variant.noise_step}_{variant.up_block}"
@@ -139,7 +139,3 @@ def _noised(encoder: Any, latents: Tensor) -> Tensor:
     """[b, 1, c, h, w]: with the one noise map of the encoder's seed."""
     noise, _ = next(seeded_maps(tuple(latents.shape[1:]), seed=encoder.config.seed, count=1))
     return noised(latents.float(), noise, encoder.config.noise_step, encoder.scheduler)[:, None]
-
-
-def _uses_clip(variant: Variant) -> bool:
-    return variant.implicit_captioner or "clip" in variant.towers

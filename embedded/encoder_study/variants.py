@@ -99,7 +99,7 @@ def build_encoder(variant: Variant, parts: Parts, *, seed: int = 0) -> nn.Module
         if variant.diffusion:
             encoder = DiffusionVisionModel.from_parts(
                 parts.diffusion,
-                parts.clip if variant.towers or variant.implicit_captioner else None,
+                parts.clip if "clip" in variant.parts else None,
                 image_size=160,
                 patch_size=16,
                 clip_layer=-1,
