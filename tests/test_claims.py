@@ -268,7 +268,7 @@ def test_the_record_takes_one_model_at_a_time_and_refuses_other_settings(tmp_pat
     assert [(each["name"], each["seed"], each["prompt"]) for each in content["models"]] == [
         ("clip", 0, ""), ("clip", 1, "again"),
     ]  # fmt: skip
-    assert content["settings"] == settings and content["torch"]
+    assert content["settings"] == settings and all(each["versions"]["torch"] for each in content["models"])
     with pytest.raises(GroundingError, match=r"other settings: max_new_tokens 200 then, 5 now.*measure all models"):
         add_model("sd", 0, entry, claims_settings(scenes=2, max_new_tokens=5), file=file)
     with pytest.raises(GroundingError, match=r"measured on \[2\] scenes, the settings say 3"):

@@ -25,6 +25,7 @@ from core.weights import FOLDER
 from embedded.cards import _write
 from embedded.claims.measure import FIELDS, claims_settings
 from embedded.claims.record import add_model
+from embedded.encoder_study.experiments import environment
 
 IMAGES = 30
 
@@ -221,7 +222,15 @@ def test_the_provenance_names_every_models_own_prompt(claims):
     settings = claims.provenance().settings
     assert (settings["prompt"], settings["prompt of long_picture_first"]) == ("Describe.", "(none)")
     assert not any(f"prompt of {name}" in settings for name in ("clip", "sd", "sd_clip", "sd_pe"))
-    assert Claims(claims.settings, {}, {}).provenance().settings["prompt"] == ""
+    assert Claims(claims.settings, {}).provenance().settings["prompt"] == ""
+
+
+def test_the_provenance_names_all_versions_that_models_were_measured_with(claims):
+    assert claims.provenance().settings["torch"] == environment()["torch"]
+    other = {**claims.models["sd"][0], "versions": {**environment(), "torch": "1.0"}}
+    mixed = Claims(claims.settings, {**claims.models, "sd": {0: other}}).provenance().settings
+    assert mixed["torch"] == f"1.0, {environment()['torch']}"
+    assert mixed["transformers"] == environment()["transformers"]
 
 
 def test_verdicts():

@@ -18,6 +18,7 @@ from core.errors import GroundingError
 from embedded.claims.record import RECORD
 from embedded.scenes.scenes import make_scene
 
+VERSIONS = ("torch", "transformers", "processor")  # that tables name
 LABELS = {  # of what is no variant of Table 5
     "llava": "LLaVA in one stage (embedded)",
     "llava_two_stages": "LLaVA in two stages (embedded/llava_two_stages)",
@@ -33,17 +34,15 @@ class Claims:
 
     Attributes:
         settings: that all models were measured with.
-        models: name to seed to what `embedded.claims.measure.measure_model` returned.
-        versions: libraries and processor.
+        models: name to seed to what `embedded.claims.measure.measure_model` returned, with "versions" of libraries.
     """
 
     settings: Mapping[str, Any]
     models: Mapping[str, Mapping[int, Mapping[str, Any]]]
-    versions: Mapping[str, str]
 
     def of(self, names: Iterable[str]) -> Claims:
         """Those of some models; what is not recorded is left out."""
-        return Claims(self.settings, {name: self.models[name] for name in names if name in self.models}, self.versions)
+        return Claims(self.settings, {name: self.models[name] for name in names if name in self.models})
 
     def values(self, name: str, field: str) -> Shaped[np.ndarray, "seeds images"]:
         """One of `embedded.claims.measure.FIELDS` of a model, for each of its seeds and scenes."""
@@ -63,8 +62,10 @@ class Claims:
         usual = next(iter(prompts.values()), "")
         others = {f"prompt of {name}": prompt or "(none)" for name, prompt in prompts.items() if prompt != usual}
         settings = {"prompt": usual, **others, **{key: self.settings[key] for key in ("max_new_tokens", "geometry")}}
+        runs = [run for seeds in self.models.values() for run in seeds.values()]
+        versions = {key: ", ".join(sorted({run["versions"][key] for run in runs})) for key in VERSIONS if runs}
         data = f"embedded scenes ({self.settings['split']}, seed {self.settings['seed']})"
-        return Provenance("embedded", data, int(self.settings["scenes"]), settings | dict(self.versions))
+        return Provenance("embedded", data, int(self.settings["scenes"]), settings | versions)
 
 
 def load_claims(source: str | Path = "") -> Claims:
@@ -86,8 +87,7 @@ def load_claims(source: str | Path = "") -> Claims:
     models: dict[str, dict[int, Any]] = {}
     for model in content["models"]:
         models.setdefault(model["name"], {})[model["seed"]] = model
-    versions = {key: str(content[key]) for key in ("torch", "transformers", "processor") if key in content}
-    return Claims(content["settings"], models, versions)
+    return Claims(content["settings"], models)
 
 
 def label(name: str) -> str:

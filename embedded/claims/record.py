@@ -1,4 +1,7 @@
-"""The record of the claims: one file with every model's counts, to which one model is added at a time."""
+"""The record of the claims: one file with every model's counts, to which one model is added at a time.
+
+Models of one record share the settings; each says the versions of the libraries that it was measured with.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,9 @@ def add_model(
         found = read_object(file)
         refuse_other(file, found.get("settings", {}), settings, advice="measure all models of the record anew")
         models = [each for each in found["models"] if (each["name"], each["seed"]) != (name, seed)]
-    models = sorted([*models, {"name": name, "seed": seed, **measured}], key=lambda each: (each["name"], each["seed"]))
-    head = json.dumps({"settings": dict(settings), **environment()}, indent=1).removesuffix("\n}")
+    added = {"name": name, "seed": seed, "versions": environment(), **measured}
+    models = sorted([*models, added], key=lambda each: (each["name"], each["seed"]))
+    head = json.dumps({"settings": dict(settings)}, indent=1).removesuffix("\n}")
     lines = ",\n".join(f"  {json.dumps(model, separators=(',', ':'))}" for model in models)  # a line each
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, f'{head},\n "models": [\n{lines}\n ]\n}}\n'.encode())
