@@ -98,16 +98,33 @@ def joined(held: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     def run_key(run: dict[str, Any]) -> tuple[str, int, int]:
         return run["variant"], run["seed"], run["recipe"]["stage"]
 
-    head = [{key: each.get(key) for key in ("encoders", "loss_bin", *environment())} for each in (held, found)]
-    if head[0] != head[1]:
-        differing = ", ".join(
-            f"{key} {head[0][key]} and {head[1][key]}" for key in head[0] if head[0][key] != head[1][key]
-        )
-        raise GroundingError(f"losses of {differing} do not compare; write them to a record of their own")
+    _refuse_other_head(held, found)
     runs = {run_key(run): run for run in [*held["runs"], *found["runs"]]}
     probes = {row["variant"]: row for row in [*held.get("probes", []), *found["probes"]]}
     order = [name for name in found["variants"] if name in probes]
     return {**found, "runs": [runs[key] for key in sorted(runs)], "probes": [probes[name] for name in order]}
+
+
+def refuse_unlike(file: Path = RECORD) -> None:
+    """Refuses a record that runs computed here and now cannot join, before they are trained.
+
+    Raises:
+        GroundingError: it was computed with other encoders or libraries.
+    """
+    if file.is_file():
+        _refuse_other_head(read_object(file), _head())
+
+
+def _refuse_other_head(held: dict[str, Any], found: dict[str, Any]) -> None:
+    differing = [key for key in _head() if held.get(key) != found.get(key)]
+    if differing:
+        told = ", ".join(f"{key} {held.get(key)} and {found.get(key)}" for key in differing)
+        raise GroundingError(f"losses of {told} do not compare; write them to a record of their own")
+
+
+def _head() -> dict[str, Any]:
+    """What must be equal for losses to compare."""
+    return {"loss_bin": BIN, "encoders": ENCODERS, **environment()}
 
 
 def write_record(content: Any, file: Path) -> Path:
@@ -128,8 +145,7 @@ def gather(work: Path, *, stages: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
     if not runs:
         raise GroundingError(f"no finished run under {str(work)!r}; `make embedded` trains the variants")
     variants = {variant.name: asdict(variant) for variant in TABLE5 + TABLE6}
-    head = {"loss_bin": BIN, "encoders": ENCODERS, **environment()}
-    return {"runs": runs, **head, "variants": variants, "probes": read_probes(work)}
+    return {"runs": runs, **_head(), "variants": variants, "probes": read_probes(work)}
 
 
 def environment() -> dict[str, Any]:
