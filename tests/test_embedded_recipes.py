@@ -262,7 +262,7 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
         "--parts",
         str(tmp_path / "parts"),
         "--seeds",
-        "1",
+        "0",
         "--claims",
         str(tmp_path / "claims.json"),
         "--claim-scenes",
@@ -282,26 +282,34 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     train.main(
         ["--only", "reader", "--from-shipped", *command, "--work", str(again)]
     )  # all there, so nothing is trained
-    for folder in ("vision", "diffusion/vae", "diffusion/unet", "diffusion/text_encoder", "reader"):
+    for folder in ("vision", "dino", "diffusion/vae", "diffusion/unet", "diffusion/text_encoder", "reader"):
         (file,) = (again / folder).glob("*.safetensors")
         trained, unpacked = load_file(work / folder / file.name), load_file(file)
         assert trained.keys() == unpacked.keys()
         assert all(torch.equal(value.half(), unpacked[key].half()) for key, value in trained.items()), folder
-    # some variants from the shipped parts, without a DINO: their losses join the record
+    # some variants from the shipped parts, none of which reads DINO: their losses join the record
+    shutil.rmtree(again / "dino")
     some = ["--only", "variants", "--from-shipped", *command, "--work", str(again), "--variants"]
     train.main([*some, "sd_pe", "sd"])
-    assert not (again / "dino").exists() and not (again / "variants.finished").exists()
     retrained, runs = json.loads(losses.read_text()), run_folder(again, "sd_pe", 0, 2) / "result.json"
     assert [[(run["variant"], run["recipe"]["stage"]) for run in each["runs"]] for each in (retrained, content)] == [
         sorted((run["variant"], run["recipe"]["stage"]) for run in content["runs"])
     ] * 2
     assert retrained["probes"][:3] == content["probes"][:3]
     assert json.loads(runs.read_text())["held_out_loss"] in [run["held_out_loss"] for run in retrained["runs"]]
+    further = [*some, "sd_pe", "--seeds", "0", "1"]  # in the same folder: what is there is not trained again
+    before = (run_folder(again, "sd_pe", 0, 1) / "result.json").stat().st_mtime_ns
+    train.main(further)
+    assert (run_folder(again, "sd_pe", 0, 1) / "result.json").stat().st_mtime_ns == before
+    claimed = json.loads((tmp_path / "claims.json").read_text())["models"]
+    assert [each["seed"] for each in claimed if each["name"] == "sd_pe"] == [0, 1]
+    assert sum(run["variant"] == "sd_pe" for run in json.loads(losses.read_text())["runs"]) == 4
     with pytest.raises(GroundingError, match="holds no trained dino"):
         train.main([*some, "clip_dino"])
     configs = [file.read_text() for file in (tmp_path / "parts").rglob("*.json")]
     assert configs and not any(str(tmp_path) in text for text in configs)
-    with pytest.raises(GroundingError, match="holds vision, diffusion, reader already"):
+    (again / "dino").mkdir()
+    with pytest.raises(GroundingError, match="holds vision, dino, diffusion, reader already"):
         unpack(again, folder=tmp_path / "parts", weights=weights)
     for name in ("llava_two_stages", "difflmm"):
         assert str(tmp_path) not in (weights / name / "config.json").read_text()

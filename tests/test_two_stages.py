@@ -14,7 +14,7 @@ from core.lmm import load_lmm
 from core.training.loss_log import read_losses
 from core.training.templates import IGNORE
 from embedded.encoder_study import two_stages
-from embedded.encoder_study.experiments import joined, planned_runs, record, refuse_unlike, run_folder, run_stage_one
+from embedded.encoder_study.experiments import joined, record, refuse_unlike, run_folder, run_stage_one
 from embedded.encoder_study.feature_cache import smaller
 from embedded.encoder_study.two_stages import StageRecipe, caption_sample, run_stage, visual_features
 from embedded.encoder_study.variants import TABLE5, TABLE6, VARIANTS, build_encoder, build_llava
@@ -212,9 +212,3 @@ def test_a_record_that_runs_cannot_join_is_refused_before_they_are_trained(data,
     file.write_text(json.dumps({**json.loads(file.read_text()), "diffusers": "0.1"}))
     with pytest.raises(GroundingError, match=r"losses of diffusers 0\.1 and .* write them to a record of their own"):
         refuse_unlike(file)
-
-
-def test_plan_holds_every_variant_once_per_seed():
-    runs = planned_runs(seeds5=3, seeds6=2)
-    assert len(runs) == len(set(runs)) == 7 * 3 + 6 * 2
-    assert ("sd", 2) in runs and ("sd_b4", 1) in runs and ("sd_b4", 2) not in runs

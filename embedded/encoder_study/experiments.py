@@ -66,13 +66,6 @@ def ship(model: Path, output: Path) -> None:
     AutoProcessor.from_pretrained(model).save_pretrained(output)
 
 
-def planned_runs(*, seeds5: int = 3, seeds6: int = 3) -> list[tuple[str, int]]:
-    """(variant, seed) of both tables, all variants of one seed before the next seed."""
-    runs = [(variant.name, seed) for seed in range(seeds5) for variant in TABLE5]
-    runs += [(variant.name, seed) for seed in range(seeds6) for variant in TABLE6]
-    return list(dict.fromkeys(runs))
-
-
 def record(work: Path, file: Path = RECORD, *, stages: tuple[int, ...] = (1, 2), join: bool = False) -> Path:
     """Gathers the losses of all finished runs and the probes under `work` into one JSON file.
 

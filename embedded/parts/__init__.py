@@ -1,8 +1,8 @@
 """What the encoder variants are trained from and no shipped model holds, so that they can be trained without the rest.
 
 CLIP, most of the U-Net and the VAE's encoder are in the shipped DiffLMM. Beside this file lies what is left: the
-U-Net's last blocks, the VAE's decoder, the text encoder, and the language model that has read text alone, in float16.
-`unpack` puts all of it together in a working directory as `embedded.train` would have left it there.
+U-Net's last blocks, the VAE's decoder, the text encoder, DINO, and the language model that has read text alone, in
+float16. `unpack` puts all of it together in a working directory as `embedded.train` would have left it there.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from core.weights import FOLDER as WEIGHTS
 
 FOLDER = Path(__file__).parent
 REST = "model.safetensors"  # of the U-Net and the VAE, what DiffLMM has not
-UNPACKED = ("vision", "diffusion", "reader")  # parts of `embedded.train` that are finished by `unpack`
+UNPACKED = ("vision", "dino", "diffusion", "reader")  # parts of `embedded.train` that are finished by `unpack`
 
 
 def unpack(work: Path, *, folder: Path = FOLDER, weights: Path = WEIGHTS) -> None:
-    """Writes the shipped CLIP, latent diffusion model and text-only language model into a working directory.
+    """Writes the shipped CLIP, DINO, latent diffusion model and text-only language model into a working directory.
 
     They are rounded to float16, as shipped.
 
     Args:
-        folder: what `pack` wrote.
+        folder: what `pack` and `pack_dino` wrote.
         weights: folder of the shipped models.
 
     Raises:
         GroundingError: a part lies in `work` already.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, LlamaForCausalLM
+    from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, Dinov2Model, LlamaForCausalLM
 
     there = [name for name in UNPACKED if (work / name).exists()]
     if there:
         raise GroundingError(f"{str(work)!r} holds {', '.join(there)} already; unpack into another working directory")
     tower, rest = _tower(weights), load_file(folder / REST)
     tower.clip.save_pretrained(work / "vision")
+    Dinov2Model.from_pretrained(folder / "dino", dtype=torch.float32).save_pretrained(work / "dino")
     for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         model = kind.from_config(kind.load_config(folder / name))
         state = getattr(tower, name).state_dict() | _named(rest, f"{name}.")
@@ -76,6 +77,13 @@ def pack(work: Path, *, folder: Path = FOLDER, weights: Path = WEIGHTS) -> None:
     )
     LlamaForCausalLM.from_pretrained(work / "reader", dtype=torch.float16).save_pretrained(folder / "reader")
     AutoTokenizer.from_pretrained(work / "reader").save_pretrained(folder / "reader")
+
+
+def pack_dino(dino: Path, *, folder: Path = FOLDER) -> None:
+    """Writes what `unpack` needs of a trained DINO, which no shipped model sees with."""
+    from transformers import Dinov2Model
+
+    Dinov2Model.from_pretrained(dino, dtype=torch.float16).save_pretrained(folder / "dino")
 
 
 def _tower(weights: Path) -> Any:
