@@ -10,7 +10,7 @@ trainings keep states in between: a killed command goes on. At the end the shipp
 scenes and their cards written.
 
 `--from-shipped --only variants --variants sd sd_clip --seeds 3 4` trains some variants, or further seeds of them, from
-the shipped parts; their losses join those that the record holds.
+the shipped parts; their losses and counts join those that the records hold.
 """
 
 from __future__ import annotations

@@ -291,6 +291,7 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
     shutil.rmtree(again / "dino")
     some = ["--only", "variants", "--from-shipped", *command, "--work", str(again), "--variants"]
     train.main([*some, "sd_pe", "sd"])
+    assert not (again / "dino").exists() and not (again / "variants.finished").exists()
     retrained, runs = json.loads(losses.read_text()), run_folder(again, "sd_pe", 0, 2) / "result.json"
     assert [[(run["variant"], run["recipe"]["stage"]) for run in each["runs"]] for each in (retrained, content)] == [
         sorted((run["variant"], run["recipe"]["stage"]) for run in content["runs"])
