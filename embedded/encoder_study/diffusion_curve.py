@@ -29,7 +29,7 @@ from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.probes import ProbeRecipe
 from embedded.recipes.alignment import whiten
 from embedded.recipes.autoencoder import encode_all
-from embedded.recipes.denoising import LatentDiffusion, load_diffusion
+from embedded.recipes.denoising import GUIDANCE, LatentDiffusion, load_diffusion
 from embedded.recipes.diffusion import DiffusionRecipe, Latents, pictures_seen, train_diffusion
 from embedded.recipes.shapes import ShapeRecipe, shape_cells, train_shapes
 from embedded.scenes.captions import listed
@@ -50,6 +50,7 @@ class MeasureRecipe:
         curve_pictures, curve_steps: pictures painted for a row, as small as the cutouts, and their steps of DDIM.
         probe: of all up blocks' features with the empty text, in a row at noise step 300, at the end at all of them.
         pictures, steps: scenes through the VAE, and pictures painted of each kind at the end; their steps of DDIM.
+        guidance: with which everything is painted.
     """
 
     every: int = 1_800
@@ -57,6 +58,7 @@ class MeasureRecipe:
     curve_steps: int = 25
     pictures: int = 200
     steps: int = 20
+    guidance: float = GUIDANCE
     probe: ProbeRecipe = PROBE
 
 
@@ -118,7 +120,13 @@ class LearningCurve:
             "error_cutouts_without_text": noise_errors(model, latents, empty, steps=ERROR_STEPS),
             "error_scenes_without_text": noise_errors(model, scenes, [""] * len(scenes), steps=ERROR_STEPS),
             "painted_cutouts": painted(
-                model, self.judge, measures.curve_pictures, [1], steps=measures.curve_steps, side=side // 8
+                model,
+                self.judge,
+                measures.curve_pictures,
+                [1],
+                steps=measures.curve_steps,
+                guidance=measures.guidance,
+                side=side // 8,
             ),
             "probes": feature_table(model, split, tags, steps=[300], recipe=measures.probe, state=state),
         }
@@ -137,7 +145,7 @@ def quality(
     number, side = measures.pictures, 8 * model.unet.config.sample_size
     shown = [render(index, split="val", side=side, seed=0) for index in range(number)]
     pixels: UInt8[Tensor, "n 3 H W"] = torch.from_numpy(np.stack([one[0] for one in shown]))
-    options = {"steps": measures.steps, "mixed": True}
+    options = {"steps": measures.steps, "guidance": measures.guidance, "mixed": True}
     found = {
         "vae": reconstructed(model.vae, judge, pixels, [one[1] for one in shown]),
         "pictures": number,
