@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,19 +12,22 @@ from core.lmm import load_lmm
 from core.masks import load_segmenter
 from core.phrases import load_nlp
 from core.weights import KINDS, weights_path
+from embedded.encoder_study.diffusion_curve import QUALITY
+from embedded.encoder_study.experiments import RECORD
 from embedded.encoder_study.two_stages import STAGE1, STAGE2
 from embedded.evaluate import measure_llava, measure_sam
 from embedded.parts import FOLDER as PARTS
 from embedded.parts import unpack
-from embedded.recipes.autoencoder import AutoencoderRecipe
+from embedded.recipes.autoencoder import AutoencoderRecipe, reconstruction_error
 from embedded.recipes.clip import VisionRecipe
-from embedded.recipes.denoising import sample
+from embedded.recipes.denoising import load_diffusion, sample
 from embedded.recipes.diffusion import DiffusionRecipe
 from embedded.recipes.language_model import ReaderRecipe
 from embedded.recipes.llava import LmmRecipe
 from embedded.recipes.sam import SamRecipe
 from embedded.recipes.shapes import ShapeRecipe
 from embedded.scenes.captions import DESCRIBE
+from embedded.scenes.pictures import render
 from embedded.scenes.scenes import make_scene
 
 SCENES = 12  # of another seed than the cards' scenes
@@ -120,6 +124,14 @@ def test_the_unpacked_diffusion_model_paints(tmp_path):
     unpack(tmp_path)
     pictures = sample(tmp_path / "diffusion", ["a red crown on a plain gray background"], steps=4)
     assert pictures.shape == (1, 3, 160, 160) and pictures.std() > 0.02
+
+
+def test_the_unpacked_vae_keeps_scenes_as_well_as_recorded(tmp_path):
+    unpack(tmp_path)
+    told = json.loads((RECORD.parent / QUALITY).read_text())["vae"]["psnr"]
+    pixels = torch.tensor(np.stack([render(index, split="val", side=160, seed=0)[0] for index in range(16)]))
+    found = reconstruction_error(load_diffusion(tmp_path / "diffusion").vae, pixels)["psnr"]
+    assert abs(found - told) < 1.5
 
 
 def test_both_models_of_the_two_stages_share_their_clip_and_differ_in_the_rest():
