@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from collections import ChainMap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from embedded import parts as shipped_parts
 from embedded.cards import write_cards
 from embedded.claims.measure import SCENES, claims_settings, measure_model
 from embedded.claims.record import RECORD as CLAIMS
-from embedded.claims.record import add_model
+from embedded.claims.record import add_model, trained_parts
 from embedded.encoder_study import diffusion_curve, diffusion_quality, experiments, probes, two_stages
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.two_stages import TrainingData, run_stage
@@ -156,7 +157,8 @@ def _train_variants(options: argparse.Namespace) -> None:
     """
     work, names = options.work, options.variants
     if options.from_shipped:
-        experiments.refuse_unlike(options.record)
+        prints = [family_parts(work).fingerprints(find_variant(name)) for name in names]
+        experiments.refuse_unlike(options.record, dict(ChainMap(*prints)))
     data = family_data(work, names, workers=options.workers)
     experiments.run_stage_one(work, data, [(name, seed) for seed in options.seeds for name in names])
     for seed in options.seeds:
@@ -178,7 +180,8 @@ def _claim(name: str, seed: int, model: Path, prompt: str, options: argparse.Nam
     retrained = options.output / "en"
     nlp = load_nlp(str(retrained) if retrained.is_dir() else "embedded")
     settings = claims_settings(scenes=options.claim_scenes)
-    add_model(name, seed, measure_model(model, nlp, settings, prompt=prompt), settings, file=options.claims)
+    measured = measure_model(model, nlp, settings, prompt=prompt)
+    add_model(name, seed, measured, settings, parts=trained_parts(model), file=options.claims)
 
 
 def _ship(options: argparse.Namespace) -> None:

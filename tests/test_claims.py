@@ -273,6 +273,10 @@ def test_the_record_takes_one_model_at_a_time_and_refuses_other_settings(tmp_pat
         add_model("sd", 0, entry, claims_settings(scenes=2, max_new_tokens=5), file=file)
     with pytest.raises(GroundingError, match=r"measured on \[2\] scenes, the settings say 3"):
         add_model("sd", 0, entry, claims_settings(scenes=3), file=file)
+    held = add_model("clip", 0, entry, settings, parts={"clip": "a", "reader": "b"}, file=file).read_bytes()
+    with pytest.raises(GroundingError, match=r"sd, seed 0 .* another reader \(c\) than clip, seed 0 \(b\)"):
+        add_model("sd", 0, entry, settings, parts={"diffusion": "d", "reader": "c"}, file=file)
+    assert file.read_bytes() == held
 
 
 def test_one_command_trains_both_and_records_them(vision, tmp_path, monkeypatch):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_family import tiny_data
 
 from core.errors import GroundingError
@@ -17,7 +19,7 @@ from embedded.encoder_study import two_stages
 from embedded.encoder_study.experiments import joined, record, refuse_unlike, run_folder, run_stage_one
 from embedded.encoder_study.feature_cache import smaller
 from embedded.encoder_study.two_stages import StageRecipe, caption_sample, run_stage, visual_features
-from embedded.encoder_study.variants import TABLE5, TABLE6, VARIANTS, build_encoder, build_llava
+from embedded.encoder_study.variants import TABLE5, TABLE6, VARIANTS, build_encoder, build_llava, fingerprint
 from embedded.encoder_study.word_swaps import WordSwaps
 from embedded.scenes.pictures import normalise
 
@@ -212,3 +214,46 @@ def test_a_record_that_runs_cannot_join_is_refused_before_they_are_trained(data,
     file.write_text(json.dumps({**json.loads(file.read_text()), "diffusers": "0.1"}))
     with pytest.raises(GroundingError, match=r"losses of diffusers 0\.1 and .* write them to a record of their own"):
         refuse_unlike(file)
+
+
+@pytest.fixture
+def other_reader(data, tmp_path):
+    """The same data with a language model of which one weight differs, as after training it anew."""
+    folder = tmp_path / "reader"
+    shutil.copytree(data.cache.parts.reader, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return replace(data, cache=replace(data.cache, parts=replace(data.cache.parts, reader=folder)))
+
+
+def test_a_part_is_known_by_its_weights_in_float16_and_a_vae_by_its_encoder(tmp_path):
+    weight, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+    def written(name: str, kept: torch.Tensor, left: torch.Tensor) -> str:
+        folder = tmp_path / name
+        (folder / "vae").mkdir(parents=True)
+        save_file({"encoder.w": kept, "decoder.w": left}, folder / "vae" / "model.safetensors")
+        return fingerprint(folder)
+
+    known = written("trained", weight, other)
+    assert known == written("shipped", weight.half().float(), weight) and len(known) == 12
+    assert known != written("transposed", weight.T.contiguous(), other)
+    assert known != written("retrained", weight + 0.01, other)
+
+
+def test_runs_on_another_language_model_join_no_record_and_go_on_in_no_folder(data, other_reader, stages, tmp_path):
+    with pytest.raises(GroundingError, match=r"other settings: parts\.reader '\w{12}' then, '\w{12}' now"):
+        run_stage("sd_clip", other_reader, stages / "one", ONE, seed=0)
+    old, new = tmp_path / "old", tmp_path / "new"
+    run_stage_one(old, data, [("clip", 0)], recipe=ONE)
+    run_stage_one(new, other_reader, [("clip", 1)], recipe=ONE)
+    file = record(old, tmp_path / "losses.json")
+    held = file.read_bytes()
+    with pytest.raises(GroundingError, match=r"clip, seed 1 was trained with another reader .* than clip, seed 0"):
+        record(new, file, join=True)
+    assert file.read_bytes() == held
+    variant = VARIANTS["clip"]
+    refuse_unlike(file, data.cache.parts.fingerprints(variant))
+    with pytest.raises(GroundingError, match=r"a new run was trained with another reader .* a record of its own"):
+        refuse_unlike(file, other_reader.cache.parts.fingerprints(variant))

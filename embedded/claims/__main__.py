@@ -11,7 +11,7 @@ import torch
 from core.errors import GroundingError
 from core.phrases import load_nlp
 from embedded.claims.measure import SCENES, claims_settings, measure_model
-from embedded.claims.record import RECORD, add_model
+from embedded.claims.record import RECORD, add_model, trained_parts
 from embedded.scenes.captions import DESCRIBE
 
 
@@ -22,9 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     models = [parse_model(word) for word in options.models]
     settings, nlp = claims_settings(scenes=options.scenes), load_nlp(options.nlp)
     for name, seed, folder in models:
-        add_model(
-            name, seed, measure_model(folder, nlp, settings, prompt=options.prompt), settings, file=options.record
-        )
+        measured = measure_model(folder, nlp, settings, prompt=options.prompt)
+        add_model(name, seed, measured, settings, parts=trained_parts(Path(folder)), file=options.record)
 
 
 def parse_model(word: str) -> tuple[str, int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,36 @@ def record(work: Path, file: Path = RECORD, *, stages: tuple[int, ...] = (1, 2),
         join: keep the runs and probes that the file holds and `work` does not.
 
     Raises:
-        GroundingError: there is no finished run; those to join were computed with other encoders or libraries.
+        GroundingError: there is no finished run; those to join were computed with other encoders or libraries; the
+            runs are not all of the same parts.
     """
     content = gather(work, stages=stages)
     if join and file.is_file():
         content = joined(read_object(file), content)
+    refuse_mixed_parts(_titled(content["runs"]))
     return write_record(content, file)
+
+
+def refuse_mixed_parts(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Refuses (title, run) pairs of which two were trained with the same part in different weights.
+
+    Such runs do not compare: with another language model underneath, CLIP's stage-1 loss moved by a tenth.
+
+    Args:
+        runs: each with "parts", as `Parts.fingerprints` has them; what says nothing of its parts passes.
+
+    Raises:
+        GroundingError: two differ.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for title, run in runs:
+        for part, found in run.get("parts", {}).items():
+            other, wanted = seen.setdefault(part, (title, found))
+            if found != wanted:
+                raise GroundingError(
+                    f"{title} was trained with another {part} ({found}) than {other} ({wanted}), so they do not "
+                    "compare; train both with one, or write one of them to a record of its own"
+                )
 
 
 def joined(held: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -98,14 +122,23 @@ def joined(held: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "runs": [runs[key] for key in sorted(runs)], "probes": [probes[name] for name in order]}
 
 
-def refuse_unlike(file: Path = RECORD) -> None:
+def refuse_unlike(file: Path = RECORD, parts: Mapping[str, str] | None = None) -> None:
     """Refuses a record that runs computed here and now cannot join, before they are trained.
 
+    Args:
+        parts: the fingerprints of what they would be trained from.
+
     Raises:
-        GroundingError: it was computed with other encoders or libraries.
+        GroundingError: it was computed with other encoders or libraries, or from other parts.
     """
     if file.is_file():
-        _refuse_other_head(read_object(file), _head())
+        held = read_object(file)
+        _refuse_other_head(held, _head())
+        refuse_mixed_parts([*_titled(held["runs"]), ("a new run", {"parts": parts or {}})])
+
+
+def _titled(runs: Iterable[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(f"{run['variant']}, seed {run['seed']}", run) for run in runs]
 
 
 def _refuse_other_head(held: dict[str, Any], found: dict[str, Any]) -> None:

@@ -99,11 +99,11 @@ def run_stage(
 
     Raises:
         GroundingError: unknown variant; stage 2 without a start; held-out scenes among the recipe's; `output` holds a
-            finished run with other settings, or another process trains there.
+            finished run with other settings or of other parts, or another process trains there.
     """
     variant, result = find_variant(name), output / "result.json"
     told = {key: value for key, value in asdict(recipe).items() if value is not None}
-    settings = {"variant": name, "seed": seed, "recipe": told}
+    settings = {"variant": name, "seed": seed, "parts": data.cache.parts.fingerprints(variant), "recipe": told}
     if result.is_file():
         found = read_object(result)
         refuse_other(output, {key: found.get(key) for key in settings}, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,29 @@ class Parts:
     dino: Path
     diffusion: Path
     reader: Path
+
+    def fingerprints(self, variant: Variant) -> dict[str, str]:
+        """The `fingerprint` of each part that the variant is made of, by its field's name."""
+        return {name: fingerprint(getattr(self, name)) for name in sorted(variant.parts)}
+
+
+def fingerprint(folder: Path) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of a model's weights as they are shipped, in float16.
+
+    The VAE's decoder does not count, for no encoder sees with it.
+    """
+    from safetensors.torch import load_file
+
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        part = file.parent.relative_to(folder).as_posix()
+        for name, tensor in sorted(load_file(file).items()):
+            if part == "vae" and name.startswith(("decoder.", "post_quant_conv.")):
+                continue
+            rounded = tensor.half() if tensor.is_floating_point() else tensor
+            digest.update(f"{part} {name} {tuple(rounded.shape)}".encode())
+            digest.update(rounded.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def build_encoder(variant: Variant, parts: Parts, *, seed: int = 0) -> nn.Module:
