@@ -156,10 +156,10 @@ def _train_variants(options: argparse.Namespace) -> None:
     What went through both stages is measured on held-out scenes for the record of the claims.
     """
     work, names = options.work, options.variants
-    if options.from_shipped:
-        prints = [family_parts(work).fingerprints(find_variant(name)) for name in names]
-        experiments.refuse_unlike(options.record, dict(ChainMap(*prints)))
     data = family_data(work, names, workers=options.workers)
+    if options.from_shipped:
+        prints = [data.cache.parts.fingerprints(find_variant(name)) for name in names]
+        experiments.refuse_unlike(options.record, dict(ChainMap(*prints)))
     experiments.run_stage_one(work, data, [(name, seed) for seed in options.seeds for name in names])
     for seed in options.seeds:
         for variant in TABLE5:

@@ -238,6 +238,10 @@ def test_a_part_is_known_by_its_weights_in_float16_and_a_vae_by_its_encoder(tmp_
 
     known = written("trained", weight, other)
     assert known == written("shipped", weight.half().float(), weight) and len(known) == 12
+    save_file({"weight": weight}, tmp_path / "trained" / "tag_head.safetensors")  # stays where CLIP was trained
+    assert known == fingerprint(tmp_path / "trained")
+    with pytest.raises(GroundingError, match="holds no weights"):
+        fingerprint(tmp_path / "nothing")
     assert known != written("transposed", weight.T.contiguous(), other)
     assert known != written("retrained", weight + 0.01, other)
 

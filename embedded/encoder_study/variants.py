@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # as transformers and diffusers name them
+
+
 @dataclass(frozen=True)
 class Variant:
     """One visual encoder.
@@ -93,11 +96,17 @@ def fingerprint(folder: Path) -> str:
     """Twelve hexadecimal digits of the SHA-256 of a model's weights as they are shipped, in float16.
 
     The VAE's decoder does not count, for no encoder sees with it.
+
+    Raises:
+        GroundingError: the folder holds no weights.
     """
     from safetensors.torch import load_file
 
+    files = sorted(file for file in folder.rglob("*.safetensors") if file.name in WEIGHTS)  # no tag head of CLIP's
+    if not files:
+        raise GroundingError(f"{str(folder)!r} holds no weights ({' or '.join(WEIGHTS)})")
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in files:
         part = file.parent.relative_to(folder).as_posix()
         for name, tensor in sorted(load_file(file).items()):
             if part == "vae" and name.startswith(("decoder.", "post_quant_conv.")):
