@@ -31,7 +31,7 @@ from embedded import parts as shipped_parts
 from embedded.cards import write_cards
 from embedded.claims.measure import SCENES, claims_settings, measure_model
 from embedded.claims.record import RECORD as CLAIMS
-from embedded.claims.record import add_model, trained_parts
+from embedded.claims.record import add_model, keep_parts, trained_parts
 from embedded.encoder_study import diffusion_curve, diffusion_quality, experiments, probes, two_stages
 from embedded.encoder_study.feature_cache import FeatureCache
 from embedded.encoder_study.two_stages import TrainingData, run_stage
@@ -157,9 +157,11 @@ def _train_variants(options: argparse.Namespace) -> None:
     """
     work, names = options.work, options.variants
     data = family_data(work, names, workers=options.workers)
+    prints = dict(ChainMap(*(data.cache.parts.fingerprints(find_variant(name)) for name in names)))
     if options.from_shipped:
-        prints = [data.cache.parts.fingerprints(find_variant(name)) for name in names]
-        experiments.refuse_unlike(options.record, dict(ChainMap(*prints)))
+        experiments.refuse_unlike(options.record, prints)
+    else:  # the record of the losses is written anew, too
+        keep_parts(prints, options.claims)
     experiments.run_stage_one(work, data, [(name, seed) for seed in options.seeds for name in names])
     for seed in options.seeds:
         for variant in TABLE5:

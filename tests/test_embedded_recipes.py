@@ -16,6 +16,8 @@ from core.lmm import load_lmm
 from core.sam import SamConfig, build_sam
 from core.weights import weights_path
 from embedded import train
+from embedded.claims.measure import FIELDS, claims_settings
+from embedded.claims.record import add_model
 from embedded.parts import unpack
 from embedded.recipes import clip as vision_recipe
 from embedded.recipes import llava as lmm_recipe
@@ -268,9 +270,13 @@ def test_one_command_trains_difflmm_and_its_variants(encoder_directory, tmp_path
         "--claim-scenes",
         "2",
     ]
+    entry = {"prompt": "", "scenes": {name: [1, 2] for name in FIELDS}, "layers": {}, "example": {}}
+    former = {"reader": "another"}  # a family trained before, which a whole new one replaces
+    add_model("clip", 7, entry, claims_settings(scenes=2), parts=former, file=tmp_path / "claims.json")
     train.main(["--only", "vision", "dino", "diffusion", "reader", "difflmm", "variants", *command])
     claimed = json.loads((tmp_path / "claims.json").read_text())["models"]
     assert {each["name"] for each in claimed} == {variant.name for variant in TABLE5}
+    assert {each["seed"] for each in claimed} == {0} and all(each["parts"]["reader"] != "another" for each in claimed)
     content = json.loads(losses.read_text())
     stages = [{run["variant"] for run in content["runs"] if run["recipe"]["stage"] == stage} for stage in (1, 2)]
     assert stages == [{variant.name for variant in TABLE5 + TABLE6}, {variant.name for variant in TABLE5}]

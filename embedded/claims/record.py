@@ -54,6 +54,27 @@ def add_model(
     added = {"name": name, "seed": seed, "versions": environment(), **told, **measured}
     models = sorted([*models, added], key=lambda each: (each["name"], each["seed"]))
     refuse_mixed_parts((f"{each['name']}, seed {each['seed']}", each) for each in models)
+    return _write(settings, models, file)
+
+
+def keep_parts(parts: Mapping[str, str], file: Path = RECORD) -> None:
+    """Drops the models that were trained from other parts, for a family that is trained anew.
+
+    Args:
+        parts: fingerprints of the new ones; models that say nothing of theirs stay.
+        file: the record; nothing is done where there is none.
+    """
+    if file.is_file():
+        found = read_object(file)
+        kept = [
+            each
+            for each in found["models"]
+            if all(parts.get(part, mark) == mark for part, mark in each.get("parts", {}).items())
+        ]
+        _write(found["settings"], kept, file)
+
+
+def _write(settings: Mapping[str, Any], models: list[dict[str, Any]], file: Path) -> Path:
     head = json.dumps({"settings": dict(settings)}, indent=1).removesuffix("\n}")
     lines = ",\n".join(f"  {json.dumps(model, separators=(',', ':'))}" for model in models)  # a line each
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,8 @@ class Parts:
 def fingerprint(folder: Path) -> str:
     """Twelve hexadecimal digits of the SHA-256 of a model's weights as they are shipped, in float16.
 
-    The VAE's decoder does not count, for no encoder sees with it.
+    The VAE's decoder does not count, for no encoder sees with it. `core.provenance.fingerprint` tells loaded models
+    apart by their first values in float32; this one is alike before and after a model is shipped.
 
     Raises:
         GroundingError: the folder holds no weights.
